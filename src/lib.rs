@@ -1,0 +1,4 @@
+//! placeholder
+#![forbid(unsafe_code)]
+pub mod core;
+pub mod ports;
