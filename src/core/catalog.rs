@@ -111,6 +111,11 @@ impl<T> Cell<T> {
         Cell { inner: Arc::new(Inner { ages, state: Lock::new(Rank::Catalog, state), changed: Signal::new() }) }
     }
 
+    /// How long its answers are believed.
+    pub fn ages(&self) -> &Ages {
+        &self.inner.ages
+    }
+
     /// What is known at `now`, deciding in the same step who refreshes. Does not wait.
     pub fn look(&self, now: Instant) -> Look<T> {
         let ages = &self.inner.ages;
@@ -150,6 +155,21 @@ impl<T> Cell<T> {
             state.error = None;
         }
         self.inner.changed.notify();
+    }
+
+    /// A flight to wait for, because what is known is older than `age` and somebody has a reason to
+    /// doubt it (a model that is not in the listing may have just been pulled). `None`: what is known
+    /// is younger than that, or an error is still quiet.
+    pub fn renew(&self, now: Instant, age: Duration) -> Option<(Wait<T>, Option<Refresh<T>>)> {
+        let mut state = self.inner.state.lock();
+        let young = state.value.as_ref().is_some_and(|(_, began)| now.since(*began) < age);
+        let quiet = state.error.as_ref().is_some_and(|(_, at)| now.since(*at) < self.inner.ages.error_quiet);
+        if young || quiet {
+            return None;
+        }
+        let refresh = self.depart(&mut state, now);
+        let flight = state.flight?;
+        Some((Wait { cell: self.clone(), flight }, refresh))
     }
 
     /// The value if it may still be served at `now`; never starts a fetch.
@@ -362,6 +382,17 @@ mod tests {
         assert!(matches!(cell.look(at(12)), Look::Known { refresh: None, .. }));
         assert!(matches!(cell.look(at(41)), Look::Known { refresh: Some(_), .. }));
         assert!(matches!(cell.look(at(61)), Look::Failed { .. }));
+    }
+
+    #[test]
+    fn doubt_refetches_what_is_not_young_and_joins_a_flight_under_way() {
+        let cell = filled(at(0), 1);
+        assert!(cell.renew(at(4), Duration::from_secs(5)).is_none());
+        let (_, refresh) = cell.renew(at(5), Duration::from_secs(5)).expect("old enough to doubt");
+        let (_, second) = cell.renew(at(5), Duration::from_secs(5)).expect("the same flight");
+        assert!(second.is_none());
+        refresh.expect("the first gets the permit").settle(at(6), Ok(2));
+        assert_eq!(cell.peek(at(6)).as_deref(), Some(&2));
     }
 
     #[test]

@@ -13,7 +13,7 @@
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 
-pub use std::sync::Arc;
+pub use std::sync::{Arc, Weak};
 
 #[cfg(not(any(feature = "loom", feature = "shuttle")))]
 mod imp {

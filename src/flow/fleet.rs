@@ -1,0 +1,172 @@
+//! The endpoints now configured, each with what it last said about itself.
+//!
+//! A fleet is immutable; a reload makes a new one and hands the cells of endpoints that stay over to
+//! it. Read by every use case through `Router::fleet`.
+
+use std::collections::BTreeMap;
+
+use core::fmt;
+use core::time::Duration;
+
+use http::HeaderValue;
+
+use crate::config::{Config, EndpointConfig};
+use crate::core::catalog::{Ages, Cell};
+use crate::core::names::{EndpointId, EndpointName, ModelName};
+use crate::core::slots::Limits;
+use crate::core::sync::Arc;
+use crate::wire::listing::Model;
+use crate::wire::{Family, Kind, names};
+
+use super::router;
+
+/// The endpoints and settings of one configuration.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    /// In the order of the configuration.
+    pub backends: Vec<Arc<Backend>>,
+    /// Everything else that was configured.
+    pub config: Config,
+}
+
+/// How long the answer to "are you there" is believed: the pages that ask are polled by people and
+/// load balancers, one question per endpoint every few seconds is enough for all of them.
+const STATUS: Ages = Ages {
+    fresh: Duration::from_secs(5),
+    expiry: Duration::from_secs(10),
+    error_quiet: Duration::from_secs(2),
+    error_expiry: Duration::from_secs(5),
+};
+
+/// One endpoint.
+pub struct Backend {
+    /// Its number.
+    pub id: EndpointId,
+    /// Its URL as configured.
+    pub name: EndpointName,
+    /// What it speaks.
+    pub kind: Kind,
+    /// Where its native API begins: an Ollama's root, the others' `/v1`.
+    pub base: String,
+    /// `Bearer KEY`, if a key is configured.
+    pub authorization: Option<HeaderValue>,
+    /// The models it serves.
+    pub available: Cell<Listing>,
+    /// The models it has in memory.
+    pub loaded: Cell<Listing>,
+    /// Its version, as a sign of life.
+    pub status: Cell<String>,
+}
+
+impl Fleet {
+    /// The fleet of `config`, with the cells of `before` where an endpoint stays what it was.
+    pub(super) fn new(
+        config: Config,
+        before: &Fleet,
+        configure: impl FnOnce(Limits, &[EndpointName]) -> Vec<EndpointId>,
+    ) -> Fleet {
+        let ids = configure(router::limits(&config), &router::names(&config));
+        let backends = config
+            .endpoints
+            .iter()
+            .zip(ids)
+            .map(|(endpoint, id)| Arc::new(Backend::new(endpoint, id, before.get(id))))
+            .collect();
+        Fleet { backends, config }
+    }
+
+    /// The endpoint with this number, if it is configured.
+    pub fn get(&self, id: EndpointId) -> Option<&Backend> {
+        self.backends.iter().find(|backend| backend.id == id).map(|backend| &**backend)
+    }
+}
+
+impl Backend {
+    fn new(config: &EndpointConfig, id: EndpointId, before: Option<&Backend>) -> Backend {
+        let authorization = config.api_key.as_ref().and_then(|key| {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose())).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        });
+        // Another kind or key may list other models: what was known is not carried over then.
+        let before = before.filter(|b| (b.kind, &b.authorization) == (config.kind, &authorization));
+        Backend {
+            id,
+            name: config.url.as_str().into(),
+            kind: config.kind,
+            base: match config.kind {
+                Kind::Ollama => config.base.clone(),
+                Kind::LlamaServer | Kind::OpenAi => config.openai_base.clone(),
+            },
+            authorization,
+            available: before.map_or_else(|| Cell::new(Ages::AVAILABLE), |b| b.available.clone()),
+            loaded: before.map_or_else(|| Cell::new(Ages::LOADED), |b| b.loaded.clone()),
+            status: before.map_or_else(|| Cell::new(STATUS), |b| b.status.clone()),
+        }
+    }
+
+    /// Whether it answers this family's routes: everybody speaks OpenAI's, only an Ollama its own.
+    pub fn speaks(&self, family: Family) -> bool {
+        self.kind == Kind::Ollama || family == Family::OpenAi
+    }
+
+    /// The absolute URL of `path`, which is written as the router's own routes are (`/api/chat`,
+    /// `/v1/models`).
+    pub fn url(&self, path: &str) -> String {
+        let path = if self.kind == Kind::Ollama { path } else { path.strip_prefix("/v1").unwrap_or(path) };
+        let mut url = String::with_capacity(self.base.len() + path.len());
+        url.push_str(&self.base);
+        url.push_str(path);
+        url
+    }
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Backend({}, {:?})", self.name, self.kind)
+    }
+}
+
+/// The models one endpoint listed, findable by the names clients use.
+#[derive(Debug, Default)]
+pub struct Listing {
+    kind: Option<Kind>,
+    /// In the endpoint's order.
+    models: Vec<Listed>,
+    /// Where each listed name is.
+    by_name: BTreeMap<String, usize>,
+}
+
+/// One listed model.
+#[derive(Debug)]
+pub struct Listed {
+    /// As the endpoint listed it.
+    pub model: Model,
+    /// As its slots and tokens are counted.
+    pub tracked: ModelName,
+}
+
+impl Listing {
+    pub(super) fn new(kind: Kind, models: Vec<Model>) -> Listing {
+        let by_name = models.iter().enumerate().rev().map(|(at, model)| (model.name.clone(), at)).collect();
+        let models = models
+            .into_iter()
+            .map(|model| Listed { tracked: names::tracked(kind, &model.name).into(), model })
+            .collect();
+        Listing { kind: Some(kind), models, by_name }
+    }
+
+    /// The model a client means by `asked`: the exact name, else one the naming rules make equal.
+    pub fn find(&self, asked: &str) -> Option<&Listed> {
+        if let Some(at) = self.by_name.get(asked) {
+            return Some(&self.models[*at]);
+        }
+        let kind = self.kind?;
+        self.models.iter().find(|listed| names::serves(kind, &listed.model.name, asked))
+    }
+
+    /// All of them, in the endpoint's order.
+    pub fn models(&self) -> impl Iterator<Item = &Model> {
+        self.models.iter().map(|listed| &listed.model)
+    }
+}

@@ -1,0 +1,385 @@
+//! One inference request, from the parsed body to the head of an answer: find who serves the model,
+//! reserve a slot, send, and try another endpoint as long as no byte of an answer has been given
+//! away (`answer-pure`).
+
+use core::pin::pin;
+use core::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::{Either, select};
+use futures_util::stream::FuturesUnordered;
+use http::{HeaderMap, Method, StatusCode, header};
+
+use crate::core::breaker::Verdict;
+use crate::core::names::EndpointId;
+use crate::core::slots::{Candidate, Reservation, Slot};
+use crate::core::sync::Arc;
+use crate::ports::{UpstreamRequest, UpstreamResponse};
+use crate::wire::request::{Ask, Shape};
+use crate::wire::usage::Framing;
+use crate::wire::{Family, Kind};
+
+use super::answer::{Answer, AnswerBody, Parts};
+use super::deadline::{Elapsed, until};
+use super::failure::Failure;
+use super::fleet::{Backend, Fleet, Listed};
+use super::headers;
+use super::refresh::{AVAILABLE, Known, LOADED};
+use super::router::Router;
+
+/// How often somebody who waits for a slot has the queue look again, for what changes without a
+/// call: a breaker's pause that ends, a wedged endpoint that moves.
+const RECHECK: Duration = Duration::from_secs(1);
+
+/// A listing older than this is made anew before a model is called unknown: it may just have been
+/// pulled.
+const DOUBT: Duration = Duration::from_secs(5);
+
+/// Once somebody serves the model, how much longer is waited to learn more: for the first listings of
+/// other endpoints, or for which of several has the model in memory.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// A request for inference.
+pub struct Inference {
+    /// Which route it came in on.
+    pub shape: Shape,
+    /// That route's path, `/api/chat` or `/v1/chat/completions`.
+    pub path: &'static str,
+    /// The client's headers.
+    pub headers: HeaderMap,
+    /// The client's bytes.
+    pub body: Bytes,
+    /// What was read of them.
+    pub ask: Ask,
+}
+
+/// An endpoint that serves the model, and the model's name there.
+#[derive(Clone, Debug)]
+struct Target {
+    backend: Arc<Backend>,
+    listed: String,
+    candidate: Candidate,
+}
+
+/// One attempt's end, if it was no answer.
+enum Missed {
+    /// The endpoint refused with this answer; it is passed on if nobody does better.
+    Refused(Box<Answer>),
+    /// There was no answer.
+    Failed(Failure),
+    /// As before, but asking somebody else would not help.
+    Final(Failure),
+}
+
+impl Router {
+    /// Routes one request. Completes with the head of an answer once its first byte is there.
+    /// Dropping the future cancels whatever is under way.
+    pub async fn infer(&self, request: Inference) -> Result<Answer, Failure> {
+        let fleet = self.fleet();
+        let model = request.ask.model.as_str();
+        let mut targets = self.targets(&fleet, model, request.shape.family()).await?;
+        let mut missed = None;
+        for attempt in 1..=fleet.config.attempts_max.max(1) {
+            let slot = match self.slot(&fleet, model, &targets).await {
+                Ok(slot) => slot,
+                Err(failure) => return missed.unwrap_or(Err(failure)),
+            };
+            let target = target_of(&targets, slot.endpoint()).clone();
+            match self.attempt(&fleet, &request, &target, slot).await {
+                Ok(answer) => return Ok(answer),
+                Err(Missed::Final(failure)) => return Err(failure),
+                Err(Missed::Refused(answer)) => missed = Some(Ok(*answer)),
+                Err(Missed::Failed(failure)) => missed = Some(Err(failure)),
+            }
+            targets.retain(|other| other.backend.id != target.backend.id);
+            if targets.is_empty() {
+                break;
+            }
+            tracing::info!(endpoint = %target.backend.name, model, attempt, "trying another endpoint");
+        }
+        missed.expect("every attempt that is not returned is remembered")
+    }
+
+    /// Who serves `model` and speaks the client's protocol (rules 1, 2 and 6).
+    async fn targets(&self, fleet: &Fleet, model: &str, family: Family) -> Result<Vec<Target>, Failure> {
+        let found = self.serving(fleet, model).await;
+        let found = if found.is_empty() { self.serving_now(fleet, model).await? } else { found };
+        let (speaking, mute): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|target| target.backend.speaks(family));
+        if speaking.is_empty() {
+            let endpoints = mute.iter().map(|target| target.backend.name.clone()).collect();
+            return Err(Failure::WrongFamily { model: model.to_owned(), endpoints });
+        }
+        Ok(speaking)
+    }
+
+    /// The endpoints that serve `model`, those that have it in memory first.
+    pub(super) async fn backends_for(
+        &self,
+        fleet: &Fleet,
+        model: &str,
+        family: Family,
+    ) -> Result<Vec<Arc<Backend>>, Failure> {
+        let mut targets = self.targets(fleet, model, family).await?;
+        targets.sort_by_key(|target| !target.candidate.loaded);
+        Ok(targets.into_iter().map(|target| target.backend).collect())
+    }
+
+    /// Who serves `model` by what is known, waiting for first listings where nothing is known, but
+    /// not long once one endpoint is found.
+    async fn serving(&self, fleet: &Fleet, model: &str) -> Vec<Target> {
+        let clock = &self.ports.clock;
+        let deadline = clock.now() + fleet.config.listing_timeout;
+        let mut found = Vec::with_capacity(fleet.backends.len());
+        let mut unknown = FuturesUnordered::new();
+        for backend in &fleet.backends {
+            match self.glance(&AVAILABLE, backend) {
+                Ok(Known::Answer(listing, _)) => found.extend(target(backend, listing.find(model))),
+                Ok(Known::Failed(_)) => {}
+                Err(_) => unknown.push(async move { (backend, self.ask(&AVAILABLE, backend, deadline).await) }),
+            }
+        }
+        let mut last_call = clock.now() + PATIENCE;
+        while !unknown.is_empty() {
+            let until_when = if found.is_empty() { deadline } else { last_call.min(deadline) };
+            let Ok(Some((backend, answer))) = until(clock.as_ref(), until_when, unknown.next()).await else { break };
+            if let Ok(Known::Answer(listing, _)) = answer {
+                found.extend(target(backend, listing.find(model)));
+            }
+            last_call = last_call.max(clock.now());
+        }
+        drop(unknown);
+        self.look_who_has_it_loaded(&mut found).await;
+        found
+    }
+
+    /// Fills in which targets have the model in memory. With a choice to make it is worth a short
+    /// wait: a cold start costs seconds.
+    async fn look_who_has_it_loaded(&self, targets: &mut [Target]) {
+        let deadline = self.ports.clock.now() + PATIENCE;
+        let choice = targets.len() > 1;
+        let seen: Vec<_> = targets
+            .iter()
+            .map(|target| match target.backend.kind {
+                Kind::OpenAi => None,
+                Kind::Ollama | Kind::LlamaServer => Some(self.glance(&LOADED, &target.backend)),
+            })
+            .collect();
+        for (target, seen) in targets.iter_mut().zip(seen) {
+            let known = match seen {
+                None => {
+                    target.candidate.loaded = true;
+                    continue;
+                }
+                Some(Ok(known)) => Ok(known),
+                Some(Err(_)) if choice => self.ask(&LOADED, &target.backend, deadline).await,
+                Some(Err(_)) => continue,
+            };
+            if let Ok(Known::Answer(loaded, age)) = known {
+                target.candidate.loaded = loaded.find(&target.listed).is_some();
+                target.candidate.stale = age >= target.backend.loaded.ages().fresh;
+            }
+        }
+    }
+
+    /// Nobody is known to serve `model`: ask again where the listing is not brand new, then decide.
+    async fn serving_now(&self, fleet: &Fleet, model: &str) -> Result<Vec<Target>, Failure> {
+        let deadline = self.ports.clock.now() + fleet.config.listing_timeout;
+        for backend in &fleet.backends {
+            self.doubt(&AVAILABLE, backend, DOUBT, deadline).await;
+        }
+        let (mut found, mut asked, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+        for (backend, known) in self.ask_all(&AVAILABLE, &fleet.backends, fleet.config.listing_timeout).await {
+            match known {
+                Known::Answer(listing, _) => {
+                    asked.push(backend.name.clone());
+                    found.extend(target(backend, listing.find(model)));
+                }
+                Known::Failed(why) => failed.push((backend.name.clone(), why.to_string())),
+            }
+        }
+        let model = model.to_owned();
+        match (found.is_empty(), asked.is_empty()) {
+            (false, _) => {
+                self.look_who_has_it_loaded(&mut found).await;
+                Ok(found)
+            }
+            (true, false) => Err(Failure::UnknownModel { model, asked, failed }),
+            (true, true) => Err(Failure::NobodyAnswers { model, failed }),
+        }
+    }
+
+    /// Chooses and reserves (rules 3 to 5), waiting in the queue if it must.
+    async fn slot(&self, fleet: &Fleet, model: &str, targets: &[Target]) -> Result<Slot, Failure> {
+        let clock = &self.ports.clock;
+        let began = clock.now();
+        let candidates = targets.iter().map(|target| target.candidate.clone()).collect();
+        let model = || model.to_owned();
+        match self.usage.slots().reserve(candidates, began, self.ports.entropy.next_u64()) {
+            Reservation::Slot(slot) => Ok(slot),
+            Reservation::QueueFull { waiting } => Err(Failure::QueueFull { model: model(), waiting }),
+            Reservation::Unhealthy { retry_at } => Err(Failure::Unhealthy {
+                model: model(),
+                endpoints: targets.iter().map(|target| target.backend.name.clone()).collect(),
+                retry_after: retry_at.map_or(RECHECK, |at| at.since(began)),
+            }),
+            Reservation::Queued(mut ticket) => {
+                let waited = fleet.config.queue_timeout;
+                let deadline = began + waited;
+                loop {
+                    let pause = clock.sleep_until(deadline.min(clock.now() + RECHECK));
+                    if let Either::Left((slot, _)) = select(pin!(ticket.granted()), pause).await {
+                        return Ok(slot);
+                    }
+                    let now = clock.now();
+                    if now >= deadline {
+                        return ticket.leave().ok_or_else(|| Failure::QueueTimeout { model: model(), waited });
+                    }
+                    self.usage.slots().recheck(now);
+                }
+            }
+        }
+    }
+
+    /// Sends the request to one endpoint and waits for the first byte of its answer.
+    async fn attempt(
+        &self,
+        fleet: &Fleet,
+        request: &Inference,
+        target: &Target,
+        mut slot: Slot,
+    ) -> Result<Answer, Missed> {
+        let clock = &self.ports.clock;
+        let backend = &target.backend;
+        let endpoint = || backend.name.clone();
+        let began = clock.now();
+        let after = fleet.config.first_byte_timeout;
+        slot.wait(began);
+        let first_byte = until(clock.as_ref(), began + after, async {
+            let response = self.ports.upstream.send(upstream_request(request, target)).await?;
+            if response.status.is_success() {
+                let UpstreamResponse { status, headers, mut body } = response;
+                let first = body.next().await.transpose()?;
+                return Ok((UpstreamResponse { status, headers, body }, first));
+            }
+            Ok((response, None))
+        });
+        let (response, first) = match first_byte.await {
+            Ok(Ok(begun)) => begun,
+            Ok(Err(error)) => {
+                slot.settle(Verdict::Faulty, clock.now());
+                tracing::warn!(endpoint = %backend.name, %error, "no answer");
+                return Err(Missed::Failed(Failure::Upstream { endpoint: endpoint(), error }));
+            }
+            Err(Elapsed) => {
+                slot.settle(Verdict::Faulty, clock.now());
+                tracing::warn!(endpoint = %backend.name, ?after, "no first byte");
+                return Err(Missed::Final(Failure::FirstByteTimeout { endpoint: endpoint(), after }));
+            }
+        };
+        match response.status {
+            status if status.is_success() => {}
+            StatusCode::TOO_MANY_REQUESTS => {
+                slot.settle(Verdict::Unknown, clock.now());
+                return Err(Missed::Refused(Box::new(refusal(response))));
+            }
+            status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
+                slot.settle(Verdict::Faulty, clock.now());
+                tracing::warn!(endpoint = %backend.name, %status, "endpoint refused");
+                return Err(Missed::Refused(Box::new(refusal(response))));
+            }
+            _ => {
+                // The client's mistake, in the endpoint's words; it counts as an answer.
+                slot.settle(Verdict::Sound, clock.now());
+                return Ok(refusal(response));
+            }
+        }
+        let framing = framing(&response.headers, request);
+        let nonsense = |what| Failure::Nonsense { endpoint: endpoint(), what };
+        let Some(first) = first else {
+            slot.settle(Verdict::Faulty, clock.now());
+            return Err(Missed::Failed(nonsense("an empty body")));
+        };
+        if !begins_like(framing, &first) {
+            slot.settle(Verdict::Faulty, clock.now());
+            return Err(Missed::Failed(nonsense("something that is not JSON")));
+        }
+        slot.first_byte(clock.now());
+        let hide_usage = framing == Framing::Sse && !request.ask.usage_wanted();
+        let streamed = framing != Framing::Json;
+        let UpstreamResponse { status, mut headers, body } = response;
+        headers::to_client(&mut headers, !streamed);
+        let body = AnswerBody::new(Parts {
+            router: self.arc(),
+            slot,
+            endpoint: endpoint(),
+            upstream: body,
+            first,
+            framing,
+            streamed,
+            hide_usage,
+            idle_timeout: fleet.config.idle_timeout,
+        });
+        Ok(Answer { status, headers, body })
+    }
+}
+
+fn target(backend: &Arc<Backend>, listed: Option<&Listed>) -> Option<Target> {
+    let listed = listed?;
+    let model = listed.tracked.clone();
+    let candidate = Candidate { endpoint: backend.id, model, loaded: false, stale: false };
+    Some(Target { backend: Arc::clone(backend), listed: listed.model.name.clone(), candidate })
+}
+
+fn target_of(targets: &[Target], endpoint: EndpointId) -> &Target {
+    targets
+        .iter()
+        .find(|target| target.backend.id == endpoint)
+        .expect("a slot is granted at one of the candidates that asked for it")
+}
+
+/// The client's request with what has to change for this endpoint.
+fn upstream_request(request: &Inference, target: &Target) -> UpstreamRequest {
+    let Inference { shape, path, ask, body, .. } = request;
+    let backend = &target.backend;
+    // An Ollama resolves its own tags; the others want the name as they list it.
+    let renamed = (backend.kind != Kind::Ollama && target.listed != ask.model).then_some(target.listed.as_str());
+    let ask_usage = ask.stream && matches!(shape, Shape::OpenAiChat | Shape::OpenAiCompletion);
+    let mut headers = request.headers.clone();
+    headers::to_upstream(&mut headers, backend.authorization.as_ref());
+    UpstreamRequest {
+        method: Method::POST,
+        url: backend.url(path),
+        headers,
+        body: ask.rewrite(body, renamed, ask_usage),
+    }
+}
+
+/// An endpoint's own words, without a slot.
+fn refusal(response: UpstreamResponse) -> Answer {
+    let UpstreamResponse { status, mut headers, body } = response;
+    headers::to_client(&mut headers, true);
+    Answer { status, headers, body: AnswerBody::refusal(body) }
+}
+
+/// How the answer is cut into messages: as its content type says, else as the request implies.
+fn framing(headers: &HeaderMap, request: &Inference) -> Framing {
+    let said = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    said.and_then(Framing::of_content_type).unwrap_or(match (request.ask.stream, request.shape.family()) {
+        (false, _) => Framing::Json,
+        (true, Family::Ollama) => Framing::Ndjson,
+        (true, Family::OpenAi) => Framing::Sse,
+    })
+}
+
+/// Whether the first bytes can be the beginning of such an answer. A stream of events may begin with
+/// any field or a comment (HTML Living Standard, 9.2.6).
+fn begins_like(framing: Framing, first: &[u8]) -> bool {
+    let first = first.trim_ascii_start();
+    let begins = |field: &[u8]| first.starts_with(&field[..field.len().min(first.len())]);
+    match framing {
+        Framing::Json | Framing::Ndjson => begins(b"{") || begins(b"["),
+        Framing::Sse => [&b"data"[..], b"event", b"id", b"retry", b":", b"\xef\xbb\xbf"].into_iter().any(begins),
+    }
+}

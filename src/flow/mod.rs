@@ -1,0 +1,13 @@
+//! The use cases, written once over the ports: each is an `async fn` that asks `core` for decisions
+//! and the ports for effects. No tokio: production and the simulator drive the same futures.
+
+pub mod answer;
+mod deadline;
+pub mod failure;
+pub mod fleet;
+pub mod flush;
+mod headers;
+pub mod infer;
+pub mod overview;
+mod refresh;
+pub mod router;

@@ -1,0 +1,92 @@
+//! All routes in one table, and what every handler is given.
+
+use axum::extract::{OriginalUri, State};
+use axum::http::{Method, StatusCode};
+use axum::middleware;
+use axum::response::Response;
+use axum::routing::{MethodRouter, get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::core::signal::{Listener, Signal};
+use crate::core::sync::Arc;
+use crate::flow::router::Router;
+use crate::wire::request::Shape;
+
+use super::metrics::Metrics;
+use super::{auth, inference, overview, reply, usage};
+
+/// What every handler is given. Clones are handles to the same app.
+#[derive(Clone)]
+pub struct App {
+    pub(super) router: Arc<Router>,
+    pub(super) metrics: Arc<Metrics>,
+    /// Notified when the server stops: streams that would never end by themselves end then.
+    stopping: Signal,
+}
+
+/// Inference routes: the path, which is the same upstream, and what its body looks like.
+const INFERENCE: [(&str, Shape); 7] = [
+    ("/api/chat", Shape::OllamaChat),
+    ("/api/generate", Shape::OllamaGenerate),
+    ("/api/embed", Shape::OllamaEmbed),
+    ("/api/embeddings", Shape::OllamaEmbeddings),
+    ("/v1/chat/completions", Shape::OpenAiChat),
+    ("/v1/completions", Shape::OpenAiCompletion),
+    ("/v1/embeddings", Shape::OpenAiEmbedding),
+];
+
+impl App {
+    /// The app over a running router.
+    pub fn new(router: Arc<Router>) -> App {
+        let metrics = Arc::new(Metrics::new(Arc::clone(&router)));
+        App { router, metrics, stopping: Signal::new() }
+    }
+
+    /// Ends the streams that would never end by themselves.
+    pub fn stop(&self) {
+        self.stopping.notify();
+    }
+
+    pub(super) fn stopping(&self) -> Listener {
+        self.stopping.listen()
+    }
+
+    /// The routes as a service.
+    pub fn routes(&self) -> axum::Router {
+        let mut routes = axum::Router::new();
+        for (path, shape) in INFERENCE {
+            let handler: MethodRouter<App> =
+                post(move |State(app): State<App>, request| inference::answer(app, path, shape, request));
+            routes = routes.route(path, handler);
+        }
+        routes
+            .route("/api/show", post(overview::show))
+            .route("/api/tags", get(overview::tags))
+            .route("/api/ps", get(overview::ps))
+            .route("/api/version", get(overview::version))
+            .route("/v1/models", get(overview::models))
+            .route("/v1/models/{*model}", get(overview::model))
+            .route("/api/config", get(overview::config))
+            .route("/health", get(overview::health))
+            .route("/api/usage", get(usage::usage))
+            .route("/api/usage-stream", get(usage::stream))
+            .route("/api/token_counts", get(usage::token_counts))
+            .route("/metrics", get(usage::metrics))
+            .route("/", get(|| async { "pointsman is running\n" }))
+            .fallback(unknown_route)
+            .method_not_allowed_fallback(wrong_method)
+            .layer(middleware::from_fn_with_state(self.clone(), auth::gate))
+            .layer(CatchPanicLayer::custom(reply::panicked))
+            .with_state(self.clone())
+    }
+}
+
+async fn unknown_route(method: Method, OriginalUri(uri): OriginalUri) -> Response {
+    let message = format!("there is no route {method} {}", uri.path());
+    reply::error(reply::family_of(uri.path()), StatusCode::NOT_FOUND, &message, Some("unknown_route"))
+}
+
+async fn wrong_method(method: Method, OriginalUri(uri): OriginalUri) -> Response {
+    let message = format!("{} does not take {method}", uri.path());
+    reply::error(reply::family_of(uri.path()), StatusCode::METHOD_NOT_ALLOWED, &message, Some("wrong_method"))
+}

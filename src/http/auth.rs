@@ -1,0 +1,52 @@
+//! The gate: with a router key configured, every route but a few asks for it.
+//!
+//! The key comes as `Authorization: Bearer KEY` or `?api_key=KEY`. Keys are compared in constant
+//! time, never logged, and never travel on to an endpoint.
+
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use subtle::ConstantTimeEq;
+
+use super::app::App;
+use super::reply;
+
+/// Lets a request through, or answers 401 (no key) or 403 (a wrong one).
+pub(super) async fn gate(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let fleet = app.router.fleet();
+    let Some(key) = &fleet.config.router_api_key else { return next.run(request).await };
+    let path = request.uri().path();
+    if is_open(request.method(), path) {
+        return next.run(request).await;
+    }
+    let family = reply::family_of(path);
+    let given = bearer(&request).or_else(|| query_key(request.uri().query()?));
+    match given {
+        None => {
+            let message = "an API key is required: send it as `Authorization: Bearer KEY`";
+            reply::error(family, StatusCode::UNAUTHORIZED, message, Some("missing_api_key"))
+        }
+        Some(given) if bool::from(given.as_bytes().ct_eq(key.expose().as_bytes())) => {
+            // It has done its work: endpoints have keys of their own.
+            request.headers_mut().remove(header::AUTHORIZATION);
+            next.run(request).await
+        }
+        Some(_) => reply::error(family, StatusCode::FORBIDDEN, "the API key is wrong", Some("wrong_api_key")),
+    }
+}
+
+fn is_open(method: &Method, path: &str) -> bool {
+    method == Method::OPTIONS || matches!(path, "/" | "/favicon.ico" | "/static") || path.starts_with("/static/")
+}
+
+fn bearer(request: &Request) -> Option<String> {
+    let value = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, key) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim().to_owned())
+}
+
+fn query_key(query: &str) -> Option<String> {
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query).ok()?;
+    pairs.into_iter().find_map(|(name, value)| (name == "api_key").then_some(value))
+}

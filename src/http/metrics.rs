@@ -1,0 +1,160 @@
+//! `/metrics`: what happened (counted here) and what is (read from the state at each scrape, so that
+//! the exported numbers cannot drift from it: `admitted-adds-up`).
+
+use core::fmt;
+use core::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::core::breaker::Health;
+use crate::core::names::EndpointName;
+use crate::core::sync::{Arc, Contention, contention};
+use crate::flow::router::Router;
+
+/// Bounds of the histograms in seconds: from a cached embedding to a long answer.
+const SECONDS: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    route: &'static str,
+    outcome: &'static str,
+}
+
+/// Everything `/metrics` shows.
+pub(super) struct Metrics {
+    registry: Registry,
+    requests: Family<Ended, Counter>,
+    duration: Histogram,
+    first_byte: Histogram,
+}
+
+impl Metrics {
+    pub(super) fn new(router: Arc<Router>) -> Metrics {
+        let mut registry = Registry::with_prefix("pointsman");
+        let requests = Family::default();
+        let (duration, first_byte) = (Histogram::new(SECONDS), Histogram::new(SECONDS));
+        registry.register("requests", "Inference requests ended, by route and outcome", requests.clone());
+        registry.register_with_unit(
+            "request_duration",
+            "From the request's head to the last byte of its answer",
+            Unit::Seconds,
+            duration.clone(),
+        );
+        registry.register_with_unit(
+            "first_byte",
+            "From the request's head to the first byte of its answer",
+            Unit::Seconds,
+            first_byte.clone(),
+        );
+        registry.register_collector(Box::new(State { router }));
+        Metrics { registry, requests, duration, first_byte }
+    }
+
+    /// A request ended.
+    pub(super) fn ended(&self, route: &'static str, outcome: &'static str, took: Duration) {
+        self.requests.get_or_create(&Ended { route, outcome }).inc();
+        self.duration.observe(took.as_secs_f64());
+    }
+
+    /// An answer began.
+    pub(super) fn first_byte(&self, after: Duration) {
+        self.first_byte.observe(after.as_secs_f64());
+    }
+
+    /// The OpenMetrics text.
+    pub(super) fn encode(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        text
+    }
+}
+
+/// The state, read when it is scraped.
+struct State {
+    router: Arc<Router>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("State")
+    }
+}
+
+/// One labelled value.
+type Row<V> = (Vec<(&'static str, String)>, V);
+
+/// Writes one metric with all its rows.
+fn write<V: EncodeMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help, kind): (&str, &str, MetricType),
+    rows: impl IntoIterator<Item = Row<V>>,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+    for (labels, value) in rows {
+        let labels: Vec<(&str, &str)> = labels.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        value.encode(metric.encode_family(&labels.as_slice())?)?;
+    }
+    Ok(())
+}
+
+impl Collector for State {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let snapshot = self.router.usage().snapshot();
+        let slots = &snapshot.slots;
+        let configured = || slots.endpoints.iter().filter(|endpoint| endpoint.enabled);
+        let of = |endpoint: &EndpointName| vec![("endpoint", endpoint.to_string())];
+        let gauge = |value: i64| ConstGauge::new(value);
+        let counter = |value: u64| ConstCounter::new(value);
+        let encoder = &mut encoder;
+
+        let in_flight = slots.endpoints.iter().flat_map(|endpoint| {
+            endpoint.in_flight.iter().map(move |(model, count)| {
+                let labels = vec![("endpoint", endpoint.name.to_string()), ("model", model.to_string())];
+                (labels, gauge(i64::from(*count)))
+            })
+        });
+        write(encoder, ("in_flight", "Requests in flight", MetricType::Gauge), in_flight)?;
+        let queued = [(vec![], gauge(slots.queued as i64))];
+        write(encoder, ("queued", "Requests waiting for a slot", MetricType::Gauge), queued)?;
+        let up = configured().map(|endpoint| {
+            let up = endpoint.health != Health::Open && !endpoint.wedged;
+            (of(&endpoint.name), gauge(i64::from(up)))
+        });
+        write(encoder, ("endpoint_up", "1 while the endpoint gets requests", MetricType::Gauge), up)?;
+        let wedged = configured().map(|endpoint| (of(&endpoint.name), gauge(i64::from(endpoint.wedged))));
+        let help = "1 while requests wait at the endpoint and no byte moves";
+        write(encoder, ("endpoint_wedged", help, MetricType::Gauge), wedged)?;
+
+        let admitted = [(vec![], counter(slots.admitted))];
+        let help = "Reservations admitted, to a slot or to the queue";
+        write(encoder, ("slots_admitted", help, MetricType::Counter), admitted)?;
+        let finished = [(vec![], counter(slots.finished))];
+        let help = "Reservations ended: admitted = queued + in flight + finished";
+        write(encoder, ("slots_finished", help, MetricType::Counter), finished)?;
+        let tokens = snapshot.tokens.iter().flat_map(|((endpoint, model), tokens)| {
+            [("input", tokens.input), ("output", tokens.output)].map(|(direction, count)| {
+                let mut labels = of(endpoint);
+                labels.extend([("model", model.to_string()), ("direction", direction.to_owned())]);
+                (labels, counter(count))
+            })
+        });
+        write(encoder, ("tokens", "Tokens, those of earlier runs included", MetricType::Counter), tokens)?;
+
+        let locks = contention();
+        let named = |lock: &Contention| vec![("lock", lock.lock.to_owned())];
+        let contended = locks.iter().map(|lock| (named(lock), counter(lock.contended)));
+        let help = "Acquisitions that found the lock taken";
+        write(encoder, ("lock_contended", help, MetricType::Counter), contended)?;
+        let waited = locks.iter().map(|lock| (named(lock), counter(lock.waited_nanos)));
+        let help = "Nanoseconds spent waiting for the lock";
+        write(encoder, ("lock_waited_nanoseconds", help, MetricType::Counter), waited)
+    }
+}

@@ -1,0 +1,15 @@
+//! The server: routes, auth, metrics, connections. Bytes come in here, meaning is read by `wire`,
+//! decisions are made by `flow` and `core`; this room only speaks HTTP.
+
+mod app;
+mod auth;
+mod body;
+mod inference;
+mod metrics;
+mod overview;
+mod reply;
+mod request_id;
+pub mod server;
+mod usage;
+
+pub use app::App;

@@ -1,0 +1,106 @@
+//! Connections: accept, serve, and stop without cutting anybody off before the grace time is over.
+
+use std::io;
+use std::pin::pin;
+
+use core::future::Future;
+use core::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
+
+use super::app::App;
+
+/// Pause after the system refused a connection for want of file descriptors or memory.
+const BREATHER: Duration = Duration::from_millis(100);
+
+/// After how long a silent connection is probed, so that a client whose machine vanished is noticed.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Limits on one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A request's head must be whole within this time; an idle connection is closed after it too.
+    pub header_timeout: Duration,
+    /// A client that takes not a byte for this long is cut off.
+    pub stall_timeout: Duration,
+    /// How long running answers may go on once the server stops.
+    pub grace: Duration,
+}
+
+/// How the server stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Every answer was finished.
+    Drained,
+    /// The grace time was over first; the rest was cut off.
+    CutOff,
+}
+
+/// Serves `app` on `listener` until `stop` completes, then lets running answers end within the grace time.
+pub async fn serve(listener: TcpListener, app: App, limits: Limits, stop: impl Future<Output = ()>) -> Stopped {
+    let service = TowerToHyperService::new(app.routes());
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
+    let connections = GracefulShutdown::new();
+    let mut tasks = JoinSet::new();
+    let mut stop = pin!(stop);
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    if !is_of_one_connection(&error) {
+                        tracing::warn!(%error, "cannot accept connections at the moment");
+                        tokio::time::sleep(BREATHER).await;
+                    }
+                    continue;
+                }
+            },
+            () = &mut stop => break,
+        };
+        if let Err(error) = tune(&stream) {
+            tracing::debug!(%error, "connection closed while it was set up");
+            continue;
+        }
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(limits.stall_timeout));
+        let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service.clone());
+        let connection = connections.watch(connection);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection ended");
+            }
+        });
+    }
+    drop(listener);
+    app.stop();
+    match tokio::time::timeout(limits.grace, connections.shutdown()).await {
+        Ok(()) => Stopped::Drained,
+        Err(_) => {
+            // Whoever is cut off gives its slot and its tokens back before this returns.
+            tasks.shutdown().await;
+            Stopped::CutOff
+        }
+    }
+}
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
+}
+
+/// The error concerns a connection that went away before it was accepted, not the listener.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}

@@ -1,0 +1,24 @@
+//! The real binary, real sockets, and clients nobody here wrote. Backends are the pretend ones, in
+//! this process; everything listens on loopback.
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "tests of a real process live in real time")]
+
+mod bad_input;
+mod choice;
+mod clients;
+mod house;
+mod life;
+mod proxying;
+mod router;
+mod storm;
+
+use pointsman::pretend::{Pretend, Profile};
+
+/// A pretend backend on a free port of the loopback.
+fn pretend(profile: Profile) -> Pretend {
+    pointsman::adapters::upstream::install_tls();
+    Pretend::start(profile, std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap()
+}
+
+fn chat(model: &str) -> serde_json::Value {
+    serde_json::json!({ "model": model, "messages": [{ "role": "user", "content": "one two three" }] })
+}
