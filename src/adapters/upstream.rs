@@ -1,4 +1,4 @@
-//! Backends over HTTP: one pooled reqwest client for all of them.
+//! Backends over HTTP: one pooled reqwest client for `https`, the lean client beside it for `http`.
 //!
 //! Redirects are not followed (a router does not leave its endpoints), no proxy of the environment
 //! is used, and small packets are never held back (`TCP_NODELAY`: forgetting it costs 44 ms per
@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use reqwest::{Client, redirect};
 use thiserror::Error;
 
+use super::h1::PlainClient;
 use crate::ports::{BoxFuture, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
 
 /// How long an idle connection to an endpoint is kept: shorter than the 75 s after which common
@@ -19,7 +20,8 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Endpoints over HTTP.
 #[derive(Clone, Debug)]
 pub struct HttpUpstream {
-    client: Client,
+    plain: PlainClient,
+    tls: Client,
 }
 
 /// The client could not be made.
@@ -31,14 +33,14 @@ impl HttpUpstream {
     /// A client whose connections must stand within `connect_timeout`.
     pub fn new(connect_timeout: Duration) -> Result<Self, SetupError> {
         install_tls();
-        let client = Client::builder()
+        let tls = Client::builder()
             .connect_timeout(connect_timeout)
             .pool_idle_timeout(IDLE_MAX)
             .tcp_nodelay(true)
             .redirect(redirect::Policy::none())
             .no_proxy()
             .build()?;
-        Ok(HttpUpstream { client })
+        Ok(HttpUpstream { plain: PlainClient::new(connect_timeout, IDLE_MAX), tls })
     }
 }
 
@@ -50,9 +52,12 @@ pub fn install_tls() {
 
 impl Upstream for HttpUpstream {
     fn send(&self, request: UpstreamRequest) -> BoxFuture<'_, Result<UpstreamResponse, UpstreamError>> {
+        if PlainClient::speaks(&request.url) {
+            return Box::pin(async move { self.plain.send(&request).await });
+        }
         Box::pin(async move {
             let UpstreamRequest { method, url, headers, body } = request;
-            let mut request = self.client.request(method, url).headers(headers);
+            let mut request = self.tls.request(method, url).headers(headers);
             if !body.is_empty() {
                 request = request.body(body);
             }

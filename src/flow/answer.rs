@@ -171,7 +171,6 @@ impl AnswerBody {
             Some(ticket) => ticket.endpoint.clone(),
             None => "the endpoint".into(),
         };
-        let held = self.tap.finish();
         let mid_line = self.tap.mid_line();
         self.end(Outcome::Failed);
         let broke_off = BrokeOff { endpoint, why };
@@ -179,9 +178,7 @@ impl AnswerBody {
         if !self.streamed {
             return Some(Err(broke_off));
         }
-        let mut last = held.to_vec();
-        last.extend_from_slice(&error_line(self.framing, &broke_off.to_string(), mid_line));
-        Some(Ok(last.into()))
+        Some(Ok(error_line(self.framing, &broke_off.to_string(), mid_line)))
     }
 
     /// The endpoint's body ended.

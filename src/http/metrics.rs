@@ -100,6 +100,10 @@ fn write<V: EncodeMetric>(
     let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
     for (labels, value) in rows {
         let labels: Vec<(&str, &str)> = labels.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        if labels.is_empty() {
+            // As a family of one it would be written with empty braces.
+            return value.encode(metric);
+        }
         value.encode(metric.encode_family(&labels.as_slice())?)?;
     }
     Ok(())

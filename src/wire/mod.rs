@@ -4,8 +4,10 @@
 //! * [`names`]   when a listed model answers to an asked name
 //! * [`listing`] what endpoints list, and the unions the router shows
 //! * [`usage`]   token counts and the end of an answer, seen in passing (over `scan`, `lines`, `sieve`)
+//! * [`chunked`] the chunked transfer coding, taken off
 //! * [`errors`]  error bodies and error records as each family of clients expects them
 
+pub mod chunked;
 mod dates;
 pub mod errors;
 mod lines;

@@ -30,7 +30,8 @@ async fn request_bytes_go_through_as_they_came_unless_something_must_change() {
 
     let streamed = r#"{ "messages":[],"model" : "m", "stream":true, "x":1e3 }"#;
     let sent = router.http.post(router.url("/v1/chat/completions")).body(streamed).send().await.unwrap();
-    assert!(!sent.text().await.unwrap().contains("usage"), "usage was not asked for by this client");
+    let text = sent.text().await.unwrap();
+    assert!(text.contains("[DONE]") && !text.contains("\"usage\":{"), "this client did not ask for usage: {text}");
     let seen: Value = serde_json::from_slice(&backend.last_ask().unwrap().body).unwrap();
     assert_eq!(seen["stream_options"], json!({ "include_usage": true }));
     assert_eq!(seen["x"], json!(1e3));
@@ -62,7 +63,7 @@ async fn end_to_end_headers_travel_and_hop_by_hop_headers_do_not() {
         .header("x-request-id", "my-request");
     let response = request.body(body).send().await.unwrap();
     assert_eq!(response.headers()["x-request-id"], "my-request");
-    assert_eq!(response.headers()["content-type"], "application/json");
+    assert_eq!(response.headers()["content-type"], "application/json; charset=utf-8");
     let seen = backend.last_ask().unwrap();
     assert_eq!(seen.header("x-mine"), Some("1"));
     assert_eq!(seen.header("x-request-id"), Some("my-request"));
@@ -80,15 +81,17 @@ async fn every_chunk_is_passed_on_at_once() {
     let began = Instant::now();
     let sent = router.http.post(router.url("/api/chat")).body(chat("m").to_string()).send().await.unwrap();
     let mut chunks = sent.bytes_stream();
-    let (mut arrivals, mut last, mut widest) = (0, began, Duration::ZERO);
+    let (mut lines, mut last, mut gaps) = (0, began, Vec::new());
     while let Some(chunk) = chunks.next().await {
-        arrivals += chunk.unwrap().iter().filter(|byte| **byte == b'\n').count();
-        widest = widest.max(last.elapsed());
+        lines += chunk.unwrap().iter().filter(|byte| **byte == b'\n').count();
+        gaps.push(last.elapsed());
         last = Instant::now();
     }
-    // Were a chunk held back for an acknowledgement (no TCP_NODELAY), a gap of 40 ms would show.
-    assert_eq!(arrivals, 21);
-    assert!(widest < GAP + Duration::from_millis(15), "a chunk was held back: {widest:?}");
+    assert_eq!(lines, 21);
+    // Were chunks held back for acknowledgements (no TCP_NODELAY), they would come in pairs, 40 ms apart.
+    gaps.sort();
+    let median = gaps[gaps.len() / 2];
+    assert!(gaps.len() >= 18 && median < GAP + Duration::from_millis(10), "chunks are held back: {gaps:?}");
 }
 
 #[tokio::test]
