@@ -12,6 +12,10 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), CliError> {
         println!("endpoint {} ({:?}{key})", endpoint.url, endpoint.kind);
     }
     let slots = config.max_concurrent_connections;
-    println!("{} is good: {} endpoint(s), {slots} slot(s) per endpoint and model", args.config.display(), config.endpoints.len());
+    println!(
+        "{} is good: {} endpoint(s), {slots} slot(s) per endpoint and model",
+        args.config.display(),
+        config.endpoints.len()
+    );
     Ok(())
 }

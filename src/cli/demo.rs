@@ -18,13 +18,18 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), CliError> {
 }
 
 async fn demo(listen: SocketAddr) -> Result<(), CliError> {
-    let paced = |profile: Profile| profile.tokens(24).paced(Duration::from_millis(200), Duration::from_millis(30));
+    let paced =
+        |profile: Profile| profile.tokens(24).paced(Duration::from_millis(200), Duration::from_millis(30));
     let ollama = Profile::ollama([Model::new("llama3.2:latest").loaded(), Model::new("qwen3:8b")]);
     let ollama = Pretend::start(paced(ollama), LOOPBACK).map_err(CliError::Pretend)?;
     let openai = Profile::openai([Model::new("gpt-oss-20b")]);
     let openai = Pretend::start(paced(openai), LOOPBACK).map_err(CliError::Pretend)?;
 
-    let yaml = format!("endpoints:\n  - {}\n  - {}\nmax_concurrent_connections: 4\n", ollama.endpoint(), openai.endpoint());
+    let yaml = format!(
+        "endpoints:\n  - {}\n  - {}\nmax_concurrent_connections: 4\n",
+        ollama.endpoint(),
+        openai.endpoint()
+    );
     let (config, _) = Config::parse(&yaml, &|_| None).expect("the demo's own configuration is good");
     let instance = Instance::start(config, listen, Arc::new(MemoryStore::new())).await?;
     println!("{}", guide(instance.address(), &ollama, &openai));

@@ -1,5 +1,9 @@
 //! The command line: `serve`, `demo`, `check-config`.
-#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "clock, chance and tokio live out here")]
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "clock, chance and tokio live out here"
+)]
 
 mod check_config;
 mod demo;

@@ -136,7 +136,9 @@ impl Breaker {
         let opened = State::Open { until: now + settings.open_for };
         match (self.state, verdict) {
             (State::Closed { .. }, Verdict::Sound) => self.state = State::Closed { faults: 0 },
-            (State::Closed { faults }, Verdict::Faulty) if faults + 1 >= settings.failures => self.turn(opened),
+            (State::Closed { faults }, Verdict::Faulty) if faults + 1 >= settings.failures => {
+                self.turn(opened)
+            }
             (State::Closed { faults }, Verdict::Faulty) => self.state = State::Closed { faults: faults + 1 },
             (State::HalfOpen { .. }, Verdict::Sound) => self.turn(State::Closed { faults: 0 }),
             (State::HalfOpen { .. }, Verdict::Faulty) => self.turn(opened),

@@ -108,7 +108,9 @@ impl<T> Cell<T> {
     /// A cell that knows nothing yet.
     pub fn new(ages: Ages) -> Self {
         let state = State { value: None, error: None, generation: 0, flight: None, flights: 0 };
-        Cell { inner: Arc::new(Inner { ages, state: Lock::new(Rank::Catalog, state), changed: Signal::new() }) }
+        Cell {
+            inner: Arc::new(Inner { ages, state: Lock::new(Rank::Catalog, state), changed: Signal::new() }),
+        }
     }
 
     /// How long its answers are believed.

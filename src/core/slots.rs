@@ -311,9 +311,7 @@ impl State {
     }
 
     fn has_room(&self, candidates: &[Candidate]) -> bool {
-        candidates
-            .iter()
-            .any(|candidate| policy::has_room(&self.standing(candidate), self.limits.per_model))
+        candidates.iter().any(|candidate| policy::has_room(&self.standing(candidate), self.limits.per_model))
     }
 
     fn retry_at(&self, candidates: &[Candidate]) -> Option<Instant> {

@@ -17,20 +17,20 @@ pub use std::sync::{Arc, Weak};
 
 #[cfg(not(any(feature = "loom", feature = "shuttle")))]
 mod imp {
-    pub(super) use std::sync::{Mutex, MutexGuard};
     pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+    pub(super) use std::sync::{Mutex, MutexGuard};
 }
 
 #[cfg(feature = "loom")]
 mod imp {
-    pub(super) use loom::sync::{Mutex, MutexGuard};
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+    pub(super) use loom::sync::{Mutex, MutexGuard};
 }
 
 #[cfg(all(feature = "shuttle", not(feature = "loom")))]
 mod imp {
-    pub(super) use shuttle::sync::{Mutex, MutexGuard};
     pub(crate) use shuttle::sync::atomic::{AtomicU64, Ordering};
+    pub(super) use shuttle::sync::{Mutex, MutexGuard};
 }
 
 pub(crate) use imp::{AtomicU64, Ordering};
@@ -154,7 +154,11 @@ mod contention {
     static WAITED: [AtomicU64; RANKS.len()] = [const { AtomicU64::new(0) }; RANKS.len()];
 
     #[cfg(not(any(feature = "loom", feature = "shuttle")))]
-    #[expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "measures the lock, decides nothing")]
+    #[expect(
+        clippy::disallowed_types,
+        clippy::disallowed_methods,
+        reason = "measures the lock, decides nothing"
+    )]
     pub(super) fn measured<R>(rank: Rank, wait: impl FnOnce() -> R) -> R {
         let began = std::time::Instant::now();
         let result = wait();
@@ -253,7 +257,10 @@ mod tests {
             let _outer = outer.lock();
         }));
         let message = *panic.expect_err("an inversion").downcast::<String>().expect("a message");
-        assert!(message.contains("`slots` taken at") && message.contains("`ledger` is held since"), "{message}");
+        assert!(
+            message.contains("`slots` taken at") && message.contains("`ledger` is held since"),
+            "{message}"
+        );
         // The failed attempt left nothing behind: the right order still works on this thread.
         let _outer = outer.lock();
         let _inner = inner.lock();

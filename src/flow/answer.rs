@@ -105,7 +105,8 @@ pub(super) struct Parts {
 
 impl AnswerBody {
     pub(super) fn new(parts: Parts) -> AnswerBody {
-        let Parts { router, slot, endpoint, upstream, first, framing, streamed, hide_usage, idle_timeout } = parts;
+        let Parts { router, slot, endpoint, upstream, first, framing, streamed, hide_usage, idle_timeout } =
+            parts;
         let mut tap = Tap::new(framing, hide_usage);
         let first = Some(tap.push(first)).filter(|bytes| !bytes.is_empty());
         AnswerBody {
@@ -146,7 +147,8 @@ impl AnswerBody {
         self.silence.alarm = None;
         let Some(Ticket { router, slot, endpoint, on_end }) = self.ticket.take() else { return };
         // The client may leave between the final line and the end of the body: it had everything.
-        let outcome = if outcome == Outcome::Cancelled && self.tap.complete() { Outcome::Answered } else { outcome };
+        let outcome =
+            if outcome == Outcome::Cancelled && self.tap.complete() { Outcome::Answered } else { outcome };
         let verdict = match outcome {
             Outcome::Answered => Verdict::Sound,
             Outcome::Failed => Verdict::Faulty,

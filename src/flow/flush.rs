@@ -61,7 +61,9 @@ pub enum LoadError {
         why: String,
     },
     /// A newer program wrote it.
-    #[error("the value under '{key}' has format {format}, written by a newer version; this one knows format {FORMAT}")]
+    #[error(
+        "the value under '{key}' has format {format}, written by a newer version; this one knows format {FORMAT}"
+    )]
     Newer {
         /// Its key.
         key: String,

@@ -137,13 +137,17 @@ impl Router {
             match self.glance(&AVAILABLE, backend) {
                 Ok(Known::Answer(listing, _)) => found.extend(target(backend, listing.find(model))),
                 Ok(Known::Failed(_)) => {}
-                Err(_) => unknown.push(async move { (backend, self.ask(&AVAILABLE, backend, deadline).await) }),
+                Err(_) => {
+                    unknown.push(async move { (backend, self.ask(&AVAILABLE, backend, deadline).await) })
+                }
             }
         }
         let mut last_call = clock.now() + PATIENCE;
         while !unknown.is_empty() {
             let until_when = if found.is_empty() { deadline } else { last_call.min(deadline) };
-            let Ok(Some((backend, answer))) = until(clock.as_ref(), until_when, unknown.next()).await else { break };
+            let Ok(Some((backend, answer))) = until(clock.as_ref(), until_when, unknown.next()).await else {
+                break;
+            };
             if let Ok(Known::Answer(listing, _)) = answer {
                 found.extend(target(backend, listing.find(model)));
             }
@@ -190,7 +194,8 @@ impl Router {
             self.doubt(&AVAILABLE, backend, DOUBT, deadline).await;
         }
         let (mut found, mut asked, mut failed) = (Vec::new(), Vec::new(), Vec::new());
-        for (backend, known) in self.ask_all(&AVAILABLE, &fleet.backends, fleet.config.listing_timeout).await {
+        for (backend, known) in self.ask_all(&AVAILABLE, &fleet.backends, fleet.config.listing_timeout).await
+        {
             match known {
                 Known::Answer(listing, _) => {
                     asked.push(backend.name.clone());
@@ -234,7 +239,9 @@ impl Router {
                     }
                     let now = clock.now();
                     if now >= deadline {
-                        return ticket.leave().ok_or_else(|| Failure::QueueTimeout { model: model(), waited });
+                        return ticket
+                            .leave()
+                            .ok_or_else(|| Failure::QueueTimeout { model: model(), waited });
                     }
                     self.usage.slots().recheck(now);
                 }
@@ -344,7 +351,8 @@ fn upstream_request(request: &Inference, target: &Target) -> UpstreamRequest {
     let Inference { shape, path, ask, body, .. } = request;
     let backend = &target.backend;
     // An Ollama resolves its own tags; the others want the name as they list it.
-    let renamed = (backend.kind != Kind::Ollama && target.listed != ask.model).then_some(target.listed.as_str());
+    let renamed =
+        (backend.kind != Kind::Ollama && target.listed != ask.model).then_some(target.listed.as_str());
     let ask_usage = ask.stream && matches!(shape, Shape::OpenAiChat | Shape::OpenAiCompletion);
     let mut headers = request.headers.clone();
     headers::to_upstream(&mut headers, backend.authorization.as_ref());
@@ -380,6 +388,8 @@ fn begins_like(framing: Framing, first: &[u8]) -> bool {
     let begins = |field: &[u8]| first.starts_with(&field[..field.len().min(first.len())]);
     match framing {
         Framing::Json | Framing::Ndjson => begins(b"{") || begins(b"["),
-        Framing::Sse => [&b"data"[..], b"event", b"id", b"retry", b":", b"\xef\xbb\xbf"].into_iter().any(begins),
+        Framing::Sse => {
+            [&b"data"[..], b"event", b"id", b"retry", b":", b"\xef\xbb\xbf"].into_iter().any(begins)
+        }
     }
 }

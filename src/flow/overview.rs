@@ -127,7 +127,8 @@ impl Router {
             let url = backend.url("/api/show");
             let request = UpstreamRequest { method: Method::POST, url, headers, body: body.clone() };
             let limit = fleet.config.first_byte_timeout;
-            let sent = super::deadline::within(self.ports.clock.as_ref(), limit, self.ports.upstream.send(request));
+            let sent =
+                super::deadline::within(self.ports.clock.as_ref(), limit, self.ports.upstream.send(request));
             let endpoint = backend.name.clone();
             match sent.await {
                 Ok(Ok(mut response)) => {
@@ -161,8 +162,6 @@ impl Router {
     }
 }
 
-fn models(
-    listings: &[(Arc<Backend>, Arc<Listing>)],
-) -> impl Iterator<Item = (Kind, &listing::Model)> {
+fn models(listings: &[(Arc<Backend>, Arc<Listing>)]) -> impl Iterator<Item = (Kind, &listing::Model)> {
     listings.iter().flat_map(|(backend, listing)| listing.models().map(|model| (backend.kind, model)))
 }

@@ -35,7 +35,8 @@ pub(super) const AVAILABLE: Question<Listing> = Question {
     cell: |backend| &backend.available,
     path: |kind| if kind == Kind::Ollama { "/api/tags" } else { "/v1/models" },
     read: |kind, body| {
-        let models = if kind == Kind::Ollama { listing::parse_tags(body) } else { listing::parse_models(body) };
+        let models =
+            if kind == Kind::Ollama { listing::parse_tags(body) } else { listing::parse_models(body) };
         models.map(|models| Listing::new(kind, models)).map_err(|bad| bad.to_string())
     },
 };
@@ -143,7 +144,9 @@ impl Router {
         age: Duration,
         deadline: Instant,
     ) {
-        let Some((wait, refresh)) = (question.cell)(backend).renew(self.ports.clock.now(), age) else { return };
+        let Some((wait, refresh)) = (question.cell)(backend).renew(self.ports.clock.now(), age) else {
+            return;
+        };
         self.fetch(question, backend, refresh);
         // Late is no different from failed here: what is known then is looked at next.
         let _ = until(self.ports.clock.as_ref(), deadline, wait.ended()).await;
@@ -188,8 +191,12 @@ impl Router {
         if let Some(authorization) = &backend.authorization {
             headers.insert(header::AUTHORIZATION, authorization.clone());
         }
-        let request =
-            UpstreamRequest { method: Method::GET, url: backend.url(path), headers, body: Default::default() };
+        let request = UpstreamRequest {
+            method: Method::GET,
+            url: backend.url(path),
+            headers,
+            body: Default::default(),
+        };
         let response = self.ports.upstream.send(request).await.map_err(|error| error.to_string())?;
         if response.status != http::StatusCode::OK {
             return Err(format!("{path} answered {}", response.status));

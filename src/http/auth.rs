@@ -37,7 +37,9 @@ pub(super) async fn gate(State(app): State<App>, mut request: Request, next: Nex
 }
 
 fn is_open(method: &Method, path: &str) -> bool {
-    method == Method::OPTIONS || matches!(path, "/" | "/favicon.ico" | "/static") || path.starts_with("/static/")
+    method == Method::OPTIONS
+        || matches!(path, "/" | "/favicon.ico" | "/static")
+        || path.starts_with("/static/")
 }
 
 fn bearer(request: &Request) -> Option<String> {

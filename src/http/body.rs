@@ -11,7 +11,9 @@ use thiserror::Error;
 /// Why there is no body to work with.
 #[derive(Debug, Error)]
 pub(super) enum BodyError {
-    #[error("the request body is larger than {max} bytes; `body_limit_bytes` in the configuration sets the limit")]
+    #[error(
+        "the request body is larger than {max} bytes; `body_limit_bytes` in the configuration sets the limit"
+    )]
     TooLarge { max: usize },
     #[error("the request body did not arrive: nothing came for {} s", .waited.as_secs_f64())]
     TooSlow { waited: Duration },
@@ -45,7 +47,8 @@ pub(super) async fn read(
     max: usize,
     patience: Duration,
 ) -> Result<Bytes, BodyError> {
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let announced =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > max as u64) {
         return Err(BodyError::TooLarge { max });
     }

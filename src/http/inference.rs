@@ -24,9 +24,14 @@ pub(super) async fn answer(app: App, path: &'static str, shape: Shape, request: 
         let config = &app.router.fleet().config;
         let bytes = body::read(&parts.headers, stream, config.body_limit_bytes, config.header_timeout)
             .await
-            .map_err(|error| (reply::error(family, error.status(), &error.to_string(), Some(error.code())), error.code()))?;
+            .map_err(|error| {
+                (reply::error(family, error.status(), &error.to_string(), Some(error.code())), error.code())
+            })?;
         let ask = Ask::parse(shape, &bytes).map_err(|bad| {
-            (reply::error(family, StatusCode::BAD_REQUEST, &bad.to_string(), Some("bad_request")), "bad_request")
+            (
+                reply::error(family, StatusCode::BAD_REQUEST, &bad.to_string(), Some("bad_request")),
+                "bad_request",
+            )
         })?;
         let inference = Inference { shape, path, headers: parts.headers, body: bytes, ask };
         app.router.infer(inference).await.map_err(|failure| {

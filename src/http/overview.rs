@@ -45,7 +45,9 @@ pub(super) async fn show(State(app): State<App>, request: Request) -> Response {
     let read = body::read(&parts.headers, stream, config.body_limit_bytes, config.header_timeout).await;
     let bytes = match read {
         Ok(bytes) => bytes,
-        Err(error) => return reply::error(Family::Ollama, error.status(), &error.to_string(), Some(error.code())),
+        Err(error) => {
+            return reply::error(Family::Ollama, error.status(), &error.to_string(), Some(error.code()));
+        }
     };
     let ask = match Ask::parse(Shape::OllamaShow, &bytes) {
         Ok(ask) => ask,

@@ -44,7 +44,8 @@ pub(super) fn failure(family: Family, failure: &Failure) -> Response {
         _ => Vec::new(),
     };
     let message = failure.to_string();
-    let mut response = json(status, error_body(family, status.as_u16(), &message, Some(failure.code()), &asked));
+    let mut response =
+        json(status, error_body(family, status.as_u16(), &message, Some(failure.code()), &asked));
     if let Some(secs) = failure.retry_after_secs() {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(secs));
     }

@@ -12,11 +12,13 @@ const LENGTH_MAX: usize = 128;
 
 /// The request's name, written into its headers.
 pub(super) fn assign(headers: &mut HeaderMap, entropy: &dyn Entropy) -> HeaderValue {
-    let fit = |value: &&HeaderValue| value.len() <= LENGTH_MAX && value.as_bytes().iter().all(u8::is_ascii_graphic);
+    let fit =
+        |value: &&HeaderValue| value.len() <= LENGTH_MAX && value.as_bytes().iter().all(u8::is_ascii_graphic);
     if let Some(given) = headers.get(&X_REQUEST_ID).filter(fit) {
         return given.clone();
     }
-    let own = HeaderValue::from_str(&format!("{:016x}", entropy.next_u64())).expect("hex digits fit a header");
+    let own =
+        HeaderValue::from_str(&format!("{:016x}", entropy.next_u64())).expect("hex digits fit a header");
     headers.insert(X_REQUEST_ID.clone(), own.clone());
     own
 }

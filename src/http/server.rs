@@ -44,7 +44,12 @@ pub enum Stopped {
 }
 
 /// Serves `app` on `listener` until `stop` completes, then lets running answers end within the grace time.
-pub async fn serve(listener: TcpListener, app: App, limits: Limits, stop: impl Future<Output = ()>) -> Stopped {
+pub async fn serve(
+    listener: TcpListener,
+    app: App,
+    limits: Limits,
+    stop: impl Future<Output = ()>,
+) -> Stopped {
     let service = TowerToHyperService::new(app.routes());
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);

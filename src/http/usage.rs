@@ -110,8 +110,11 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
 fn usage_json(snapshot: &Snapshot) -> Vec<u8> {
     let mut usage = Map::new();
     for endpoint in &snapshot.slots.endpoints {
-        let counts: Map<String, Value> =
-            endpoint.in_flight.iter().map(|(model, count)| (model.to_string(), Value::from(*count))).collect();
+        let counts: Map<String, Value> = endpoint
+            .in_flight
+            .iter()
+            .map(|(model, count)| (model.to_string(), Value::from(*count)))
+            .collect();
         if !counts.is_empty() {
             usage.insert(endpoint.name.to_string(), Value::Object(counts));
         }

@@ -14,7 +14,9 @@ const LINE_MAX: u32 = 16 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// In the size of a chunk; whether it has a digit yet.
-    Size { any: bool },
+    Size {
+        any: bool,
+    },
     /// After the size, in what may follow it on the line.
     Extension,
     /// After the carriage return that ends the size line.

@@ -16,7 +16,8 @@ async fn a_loaded_model_is_preferred_and_the_limit_holds_by_queueing() {
     let warm = pretend(Profile::ollama([Model::new("m").loaded()]).paced(SLOW, Duration::ZERO));
     let cold = pretend(Profile::ollama(["m"]).paced(SLOW, Duration::ZERO));
     let router = Router::before(&[cold.endpoint(), warm.endpoint()], "");
-    let (status, _) = router.post("/api/chat", &json!({ "model": "m", "messages": [], "stream": false })).await;
+    let (status, _) =
+        router.post("/api/chat", &json!({ "model": "m", "messages": [], "stream": false })).await;
     assert_eq!((status, warm.stats().total().started, cold.stats().total().started), (200, 1, 0));
 
     let body = json!({ "model": "m", "messages": [], "stream": false });
@@ -65,7 +66,9 @@ async fn refused_connections_5xx_and_429_are_tried_elsewhere_before_the_first_by
     let body = json!({ "model": "m", "messages": [], "stream": false });
     assert_eq!(router.post("/api/chat", &body).await.0, 200);
     assert_eq!(bad.stats().total().started, 1, "the loaded one is asked first");
-    for fault in [Fault::Status(500), Fault::Status(503), Fault::Status(429), Fault::CloseAtOnce, Fault::Garbage] {
+    for fault in
+        [Fault::Status(500), Fault::Status(503), Fault::Status(429), Fault::CloseAtOnce, Fault::Garbage]
+    {
         let before = (bad.stats().path("/api/chat"), good.stats().total().completed);
         bad.set_fault(fault);
         let (status, answer) = router.post("/api/chat", &body).await;

@@ -66,7 +66,8 @@ async fn ollama_rs_lists_chats_generates_embeds_and_sees_errors() {
 
     router.assert_idle().await;
     let counts = router.get("/api/token_counts").await;
-    let input: u64 = counts["breakdown"].as_array().unwrap().iter().map(|r| r["input_tokens"].as_u64().unwrap()).sum();
+    let input: u64 =
+        counts["breakdown"].as_array().unwrap().iter().map(|r| r["input_tokens"].as_u64().unwrap()).sum();
     assert_eq!(input, 2 * 3 + 2 * 4 + 3, "{counts}");
 }
 
@@ -84,7 +85,8 @@ async fn async_openai_lists_chats_completes_embeds_and_sees_errors_on_every_kind
             pointsman::pretend::Kind::LlamaServer => "endpoints: []\nllama_server_endpoints:",
             _ => "endpoints:",
         };
-        let router = Router::start(&format!("{list}\n  - {endpoint}\napi_keys:\n  \"{endpoint}\": endpoint-key\n"));
+        let router =
+            Router::start(&format!("{list}\n  - {endpoint}\napi_keys:\n  \"{endpoint}\": endpoint-key\n"));
         let config = OpenAIConfig::new().with_api_base(router.url("/v1")).with_api_key("client-key");
         let client = Client::with_config(config);
 
@@ -96,8 +98,10 @@ async fn async_openai_lists_chats_completes_embeds_and_sees_errors_on_every_kind
 
         for asked in [false, true] {
             let mut request = chat("m");
-            request.stream_options = asked
-                .then_some(ChatCompletionStreamOptions { include_usage: Some(true), include_obfuscation: None });
+            request.stream_options = asked.then_some(ChatCompletionStreamOptions {
+                include_usage: Some(true),
+                include_obfuscation: None,
+            });
             let mut stream = client.chat().create_stream(request).await.unwrap();
             let (mut text, mut usage, mut empty) = (String::new(), None, 0);
             while let Some(chunk) = stream.next().await {
@@ -135,7 +139,11 @@ async fn async_openai_lists_chats_completes_embeds_and_sees_errors_on_every_kind
         router.assert_idle().await;
         let counts = router.get("/api/token_counts").await;
         let row = &counts["breakdown"][0];
-        assert_eq!((&row["input_tokens"], &row["output_tokens"]), (&json!(3 * 3 + 2 * 2 + 3), &json!(5 * 16)), "{kind:?}");
+        assert_eq!(
+            (&row["input_tokens"], &row["output_tokens"]),
+            (&json!(3 * 3 + 2 * 2 + 3), &json!(5 * 16)),
+            "{kind:?}"
+        );
     }
 }
 
@@ -143,8 +151,9 @@ async fn async_openai_lists_chats_completes_embeds_and_sees_errors_on_every_kind
 async fn the_clients_key_never_reaches_an_endpoint_and_the_endpoints_key_does() {
     let backend = pretend(Profile::openai(["m"]).api_key("endpoint-key"));
     let endpoint = backend.endpoint();
-    let yaml =
-        format!("endpoints: [\"{endpoint}\"]\napi_keys: {{\"{endpoint}\": endpoint-key}}\nnomyo-router-api-key: secret\n");
+    let yaml = format!(
+        "endpoints: [\"{endpoint}\"]\napi_keys: {{\"{endpoint}\": endpoint-key}}\nnomyo-router-api-key: secret\n"
+    );
     let router = Router::start(&yaml);
     let ask = |key: Option<&str>, query: &str| {
         let mut request = router.http.get(router.url(&format!("/v1/models{query}")));
@@ -161,7 +170,8 @@ async fn the_clients_key_never_reaches_an_endpoint_and_the_endpoints_key_does() 
     assert_eq!(router.http.get(router.url("/")).send().await.unwrap().status(), 200);
 
     let body = crate::chat("m").to_string();
-    let sent = router.http.post(router.url("/v1/chat/completions?api_key=secret")).body(body).send().await.unwrap();
+    let sent =
+        router.http.post(router.url("/v1/chat/completions?api_key=secret")).body(body).send().await.unwrap();
     assert_eq!(sent.status(), 200);
     let seen = backend.last_ask().unwrap();
     assert_eq!(seen.header("authorization"), Some("Bearer endpoint-key"));

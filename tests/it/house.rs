@@ -20,7 +20,11 @@ fn files(folder: &str) -> Vec<PathBuf> {
 
 /// Words that may not stand in a room's code, comments aside; and the file in it that may use them.
 const BANNED: [(&str, &[&str], &str); 5] = [
-    ("src/core", &["tokio", "axum", "reqwest", "crate::ports", "crate::flow", "crate::wire", "crate::http"], ""),
+    (
+        "src/core",
+        &["tokio", "axum", "reqwest", "crate::ports", "crate::flow", "crate::wire", "crate::http"],
+        "",
+    ),
     ("src/core", &["std::sync", "RandomState", "SystemTime", "std::time", "HashMap", "HashSet"], "sync.rs"),
     ("src/flow", &["tokio", "axum", "reqwest", "crate::adapters", "crate::http", "std::time", "HashMap"], ""),
     ("src/wire", &["tokio", "crate::core", "crate::flow", "crate::ports", "crate::config", "HashMap"], ""),

@@ -73,7 +73,11 @@ async fn kill_9_in_the_middle_of_flushing_loses_at_most_the_unflushed_window_and
             let wave = || join_all((0..24).map(|_| router.post("/api/chat", &body)));
             let answered = wave().await.iter().filter(|(status, _)| *status == 200).count() as u64;
             let shown = total(&router).await;
-            assert_eq!(shown, before + answered * each, "round {round}: every answered request is counted once");
+            assert_eq!(
+                shown,
+                before + answered * each,
+                "round {round}: every answered request is counted once"
+            );
             let send = || {
                 let request = router.http.post(router.url("/api/chat")).body(body.to_string()).send();
                 tokio::spawn(async move { drop(request.await) })
@@ -104,7 +108,8 @@ async fn what_a_flush_has_stored_survives_kill_9() {
 
 #[tokio::test]
 async fn sighup_reloads_without_dropping_a_request_and_a_bad_file_changes_nothing() {
-    let (one, two) = (pretend(Profile::ollama(["m"]).tokens(30).paced(GAP, GAP)), pretend(Profile::ollama(["n"])));
+    let (one, two) =
+        (pretend(Profile::ollama(["m"]).tokens(30).paced(GAP, GAP)), pretend(Profile::ollama(["n"])));
     let router = Router::before(&[one.endpoint()], "");
     let sent = router.http.post(router.url("/api/chat")).body(chat("m").to_string()).send().await.unwrap();
     let mut chunks = sent.bytes_stream();
@@ -116,7 +121,11 @@ async fn sighup_reloads_without_dropping_a_request_and_a_bad_file_changes_nothin
         assert!(began.elapsed() < Duration::from_secs(5), "{}", router.log());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(router.get("/api/usage").await["usage_counts"], json!({ one.endpoint(): { "m": 1 } }), "still counted");
+    assert_eq!(
+        router.get("/api/usage").await["usage_counts"],
+        json!({ one.endpoint(): { "m": 1 } }),
+        "still counted"
+    );
 
     router.reload("endpoints: 7\nmax_concurrent_connections: none\n");
     let began = std::time::Instant::now();
@@ -125,7 +134,10 @@ async fn sighup_reloads_without_dropping_a_request_and_a_bad_file_changes_nothin
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(router.log().contains("max_concurrent_connections"), "{}", router.log());
-    assert_eq!(router.post("/api/chat", &json!({ "model": "n", "messages": [], "stream": false })).await.0, 200);
+    assert_eq!(
+        router.post("/api/chat", &json!({ "model": "n", "messages": [], "stream": false })).await.0,
+        200
+    );
 
     while let Some(chunk) = chunks.next().await {
         text.extend(chunk.unwrap());
@@ -194,7 +206,16 @@ fn check_config_names_what_is_wrong_and_what_is_odd() {
         (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     };
     let (good, said) = check("endpoints: [http://127.0.0.1:11434]\nmax_concurent_connections: 2\n");
-    assert!(good && said.contains("max_concurent_connections") && said.contains("max_concurrent_connections"), "{said}");
+    assert!(
+        good && said.contains("max_concurent_connections") && said.contains("max_concurrent_connections"),
+        "{said}"
+    );
     let (good, said) = check("endpoints: [ftp://x]\nmax_concurrent_connections: -3\n");
-    assert!(!good && said.contains("ftp://x") && said.contains("max_concurrent_connections") && said.contains("-3"), "{said}");
+    assert!(
+        !good
+            && said.contains("ftp://x")
+            && said.contains("max_concurrent_connections")
+            && said.contains("-3"),
+        "{said}"
+    );
 }

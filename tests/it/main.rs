@@ -1,6 +1,10 @@
 //! The real binary, real sockets, and clients nobody here wrote. Backends are the pretend ones, in
 //! this process; everything listens on loopback.
-#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "tests of a real process live in real time")]
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "tests of a real process live in real time"
+)]
 
 mod bad_input;
 mod choice;

@@ -24,14 +24,18 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 async fn request_bytes_go_through_as_they_came_unless_something_must_change() {
     let backend = pretend(Profile::ollama(["m:latest"]));
     let router = Router::before(&[backend.endpoint()], "");
-    let odd = r#"{ "messages":[ {"role":"user","content":"\u00e9 é"} ],"model" : "m", "stream":false, "x":1e3 }"#;
+    let odd =
+        r#"{ "messages":[ {"role":"user","content":"\u00e9 é"} ],"model" : "m", "stream":false, "x":1e3 }"#;
     router.post_bytes("/api/chat", odd.into()).await;
     assert_eq!(backend.last_ask().unwrap().body, odd.as_bytes());
 
     let streamed = r#"{ "messages":[],"model" : "m", "stream":true, "x":1e3 }"#;
     let sent = router.http.post(router.url("/v1/chat/completions")).body(streamed).send().await.unwrap();
     let text = sent.text().await.unwrap();
-    assert!(text.contains("[DONE]") && !text.contains("\"usage\":{"), "this client did not ask for usage: {text}");
+    assert!(
+        text.contains("[DONE]") && !text.contains("\"usage\":{"),
+        "this client did not ask for usage: {text}"
+    );
     let seen: Value = serde_json::from_slice(&backend.last_ask().unwrap().body).unwrap();
     assert_eq!(seen["stream_options"], json!({ "include_usage": true }));
     assert_eq!(seen["x"], json!(1e3));
@@ -179,7 +183,12 @@ async fn metrics_equal_the_state() {
     let backend = pretend(Profile::ollama(["m"]));
     let router = Router::before(&[backend.endpoint()], "");
     for _ in 0..3 {
-        router.post("/api/chat", &json!({ "model": "m", "messages": [{"role":"user","content":"a b"}], "stream": false })).await;
+        router
+            .post(
+                "/api/chat",
+                &json!({ "model": "m", "messages": [{"role":"user","content":"a b"}], "stream": false }),
+            )
+            .await;
     }
     router.assert_idle().await;
     let text = router.http.get(router.url("/metrics")).send().await.unwrap().text().await.unwrap();
@@ -220,8 +229,12 @@ async fn listings_are_unions_without_duplicates_and_versions_are_the_lowest() {
     new.stop().await.unwrap();
     eventually_degraded(&router).await;
     let config = router.get("/api/config").await;
-    let statuses: Vec<_> =
-        config["endpoints"].as_array().unwrap().iter().map(|e| e["status"].as_str().unwrap().to_owned()).collect();
+    let statuses: Vec<_> = config["endpoints"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["status"].as_str().unwrap().to_owned())
+        .collect();
     assert_eq!(statuses, ["ok", "error", "ok"], "{config}");
 }
 

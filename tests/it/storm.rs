@@ -30,11 +30,14 @@ enum End {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_streams_with_leaving_clients_and_a_failing_endpoint_add_up() {
-    let pace = |profile: Profile| profile.tokens(12).paced(Duration::from_millis(10), Duration::from_millis(8));
+    let pace =
+        |profile: Profile| profile.tokens(12).paced(Duration::from_millis(10), Duration::from_millis(8));
     let models = || ["m", "n"].map(Model::new);
     let steady = pretend(pace(Profile::ollama(models())));
     let flaky = pretend(pace(Profile::ollama(models())));
-    let more = format!("max_concurrent_connections: {SLOTS}\nqueue_max: 2000\nqueue_timeout_secs: 60\nbreaker_open_secs: 0.3\n");
+    let more = format!(
+        "max_concurrent_connections: {SLOTS}\nqueue_max: 2000\nqueue_timeout_secs: 60\nbreaker_open_secs: 0.3\n"
+    );
     let router = Arc::new(Router::before(&[steady.endpoint(), flaky.endpoint()], &more));
     router.get("/api/tags").await;
 
@@ -93,7 +96,11 @@ async fn a_thousand_streams_with_leaving_clients_and_a_failing_endpoint_add_up()
     assert!(counted >= input && counted_output >= output, "a completed request is missing: {counts}");
     let extra = (counted - input) / 3;
     assert!(extra <= left, "{extra} more requests counted than completed, only {left} left");
-    assert_eq!((counted - input, counted_output - output), (extra * 3, extra * 12), "whole requests only: {counts}");
+    assert_eq!(
+        (counted - input, counted_output - output),
+        (extra * 3, extra * 12),
+        "whole requests only: {counts}"
+    );
 
     for (backend, name) in [(&steady, "steady"), (&flaky, "flaky")] {
         let began = std::time::Instant::now();

@@ -130,7 +130,9 @@ impl Stream for BodyStream {
                 this.connection = Some(connection);
                 match read {
                     Poll::Pending => Poll::Pending,
-                    Poll::Ready(Err(error)) => Poll::Ready(this.fail(UpstreamError::Broken(error.to_string()))),
+                    Poll::Ready(Err(error)) => {
+                        Poll::Ready(this.fail(UpstreamError::Broken(error.to_string())))
+                    }
                     Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(this.closed()),
                     Poll::Ready(Ok(())) => match this.take_in(buffer.filled()) {
                         Ok(payload) => Poll::Ready(Some(Ok(payload.into()))),

@@ -41,7 +41,14 @@ pub(super) fn encode(request: &UpstreamRequest, path: &str, authority: &str) -> 
     let joined: &[u8] = if carries_body(body) { body } else { &[] };
     let mut out = Vec::with_capacity(256 + headers.len() * 48 + joined.len());
     let mut line = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
-    line(&[method.as_str().as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\nhost: ", authority.as_bytes(), b"\r\n"]);
+    line(&[
+        method.as_str().as_bytes(),
+        b" ",
+        path.as_bytes(),
+        b" HTTP/1.1\r\nhost: ",
+        authority.as_bytes(),
+        b"\r\n",
+    ]);
     for (name, value) in headers {
         line(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
     }
@@ -92,7 +99,9 @@ fn parse_final(mut bytes: &[u8]) -> Result<Option<(Head, Vec<u8>)>, UpstreamErro
             return Ok(Some((head, bytes.to_vec())));
         }
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(UpstreamError::Protocol("the endpoint switched to a protocol nobody asked for".into()));
+            return Err(UpstreamError::Protocol(
+                "the endpoint switched to a protocol nobody asked for".into(),
+            ));
         }
     }
     Ok(None)
@@ -131,7 +140,8 @@ fn framing(status: StatusCode, headers: &HeaderMap) -> Result<Framing, UpstreamE
     }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
-        let chunked = coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") && codings.next().is_none();
+        let chunked =
+            coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") && codings.next().is_none();
         return if chunked {
             Ok(Framing::Chunked)
         } else {
@@ -173,7 +183,11 @@ mod tests {
             ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n", Framing::Length(5), true),
             ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 5\r\n", Framing::Length(5), true),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n", Framing::Chunked, true),
-            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n", Framing::Chunked, false),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n",
+                Framing::Chunked,
+                false,
+            ),
             ("HTTP/1.1 200 OK\r\n", Framing::UntilClose, false),
             ("HTTP/1.1 204 No Content\r\n", Framing::Length(0), true),
             ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: x, Close\r\n", Framing::Length(5), false),
@@ -197,7 +211,8 @@ mod tests {
             assert!(matches!(parse(head.as_bytes()), Err(UpstreamError::Protocol(_))), "{head}");
         }
         let mut received = Received::default();
-        let endless = received.parse(b"HTTP/1.1 200 OK\r\n").and_then(|_| received.parse(&vec![b'a'; HEAD_MAX]));
+        let endless =
+            received.parse(b"HTTP/1.1 200 OK\r\n").and_then(|_| received.parse(&vec![b'a'; HEAD_MAX]));
         assert!(matches!(endless, Err(UpstreamError::Protocol(_))));
     }
 

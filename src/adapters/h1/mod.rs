@@ -40,7 +40,8 @@ impl<'a> Target<'a> {
         let rest = url.strip_prefix("http://")?;
         let slash = rest.find('/').unwrap_or(rest.len());
         let (authority, path) = rest.split_at(slash);
-        (!authority.is_empty()).then_some(Target { authority, path: if path.is_empty() { "/" } else { path } })
+        (!authority.is_empty())
+            .then_some(Target { authority, path: if path.is_empty() { "/" } else { path } })
     }
 }
 
@@ -76,7 +77,9 @@ impl PlainClient {
         let fresh = Connection::open(target.authority, self.connect_timeout).await?;
         match self.exchange(fresh, &target, request).await? {
             Ok(response) => Ok(response),
-            Err(Stale) => Err(UpstreamError::Broken("the endpoint closed the connection without an answer".into())),
+            Err(Stale) => {
+                Err(UpstreamError::Broken("the endpoint closed the connection without an answer".into()))
+            }
         }
     }
 
@@ -140,7 +143,9 @@ async fn read_head(connection: &mut Connection) -> Result<Option<(Head, Vec<u8>)
                 }
             }
             Ok(None) | Err(_) if received.is_empty() => return Ok(None),
-            Ok(None) => return Err(UpstreamError::Broken("it ended in the middle of the answer's head".into())),
+            Ok(None) => {
+                return Err(UpstreamError::Broken("it ended in the middle of the answer's head".into()));
+            }
             Err(error) => return Err(UpstreamError::Broken(error.to_string())),
         }
     }
