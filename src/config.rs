@@ -56,7 +56,7 @@ pub struct Config {
     pub queue: bool,
     /// `queue_max`: the most requests that wait at a time, over all models. Default 1000.
     pub queue_max: usize,
-    /// `queue_timeout_secs`: the longest that one waits for a slot. Default 30 s.
+    /// `queue_timeout_secs`: the longest that one waits for a slot. Default 300 s.
     pub queue_timeout: Duration,
     /// `attempts_max`: the most endpoints that are tried for one request before its first byte, the
     /// first try included. Default 3.
@@ -71,10 +71,9 @@ pub struct Config {
     /// `listing_timeout_secs`: for an endpoint to say which models it serves or has loaded.
     /// Default 5 s.
     pub listing_timeout: Duration,
-    /// `header_timeout_secs`: for a client to send the head of its request. Default 30 s.
+    /// `header_timeout_secs`: for a client to send the head of its next request, the idle time before it
+    /// included, and the longest pause while it sends a body. Default 75 s.
     pub header_timeout: Duration,
-    /// `keep_alive_secs`: for how long a connection stays open between two requests. Default 75 s.
-    pub keep_alive: Duration,
     /// `body_limit_bytes`: the largest request body. Default 64 MiB.
     pub body_limit_bytes: usize,
     /// `drain_grace_secs`: for running streams to end after SIGTERM. Default 30 s.
@@ -131,14 +130,13 @@ impl Default for Config {
             cache: CacheConfig::default(),
             queue: true,
             queue_max: 1000,
-            queue_timeout: Duration::from_secs(30),
+            queue_timeout: Duration::from_secs(300),
             attempts_max: 3,
             connect_timeout: Duration::from_secs(5),
             first_byte_timeout: Duration::from_secs(300),
             idle_timeout: Duration::from_secs(300),
             listing_timeout: Duration::from_secs(5),
-            header_timeout: Duration::from_secs(30),
-            keep_alive: Duration::from_secs(75),
+            header_timeout: Duration::from_secs(75),
             body_limit_bytes: 64 << 20,
             drain_grace: Duration::from_secs(30),
             flush_interval: Duration::from_secs(10),

@@ -20,6 +20,7 @@ cargo bench --bench proxy -- [OPTIONS]
   --style STYLE        openai (/v1/chat/completions) or ollama (/api/chat)
   --streams N          idle streams to hold open
   --json FILE          also write every figure as lines of JSON
+  --record FILE        put what is printed into this document, between its marker lines
   --router PATH        another pointsman binary
 ";
 
@@ -35,6 +36,7 @@ pub(crate) struct Options {
     pub(crate) style: Style,
     pub(crate) streams: usize,
     pub(crate) json: Option<PathBuf>,
+    pub(crate) record: Option<PathBuf>,
     pub(crate) router: PathBuf,
 }
 
@@ -50,6 +52,7 @@ impl Options {
             style: Style::OpenAi,
             streams: 1000,
             json: None,
+            record: None,
             router: PathBuf::from(env!("CARGO_BIN_EXE_pointsman")),
         };
         let mut secs = None;
@@ -78,6 +81,7 @@ impl Options {
                     options.contenders = Some(names.collect::<Result<_, _>>()?);
                 }
                 "--json" => options.json = Some(PathBuf::from(value()?)),
+                "--record" => options.record = Some(PathBuf::from(value()?)),
                 "--router" => options.router = PathBuf::from(value()?),
                 _ => return Err(format!("there is no option {arg}")),
             }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -43,22 +43,46 @@ pub(crate) struct Report {
     windows: Vec<Window>,
     idle: Vec<Idle>,
     file: Option<File>,
+    /// Everything printed so far, for the record.
+    said: String,
+    record: Option<PathBuf>,
 }
+
+/// Prints a line and keeps it for the record.
+macro_rules! said {
+    ($report:expr, $($text:tt)*) => {{
+        let line = format!($($text)*);
+        println!("{line}");
+        $report.said.push_str(&line);
+        $report.said.push('\n');
+    }};
+}
+
+/// Between these two lines of a document stands what the newest recorded run printed.
+const RECORD: [&str; 2] =
+    ["<!-- begin: cargo bench --bench proxy -->", "<!-- end: cargo bench --bench proxy -->"];
 
 impl Report {
     /// An empty report that begins with the machine's facts.
     pub(crate) fn new(options: &Options, nginx: Option<&Path>) -> io::Result<Report> {
         let file = options.json.as_ref().map(File::create).transpose()?;
-        let mut report = Report { windows: Vec::new(), idle: Vec::new(), file };
+        let record = options.record.clone();
+        let mut report = Report { windows: Vec::new(), idle: Vec::new(), file, said: String::new(), record };
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let version = nginx.map_or_else(|| "not installed".to_owned(), nginx_version);
         let cpu = cpu_model();
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
         let command = format!("cargo bench --bench proxy -- {}", arguments.join(" "));
-        println!("{}", command.trim_end_matches(&[' ', '-'][..]));
-        println!("{cores} cores, {cpu}, Linux {}, {version}, {} API", kernel.trim(), options.style.name());
-        println!(
+        said!(report, "{}", command.trim_end_matches(&[' ', '-'][..]));
+        said!(
+            report,
+            "{cores} cores, {cpu}, Linux {}, {version}, {} API",
+            kernel.trim(),
+            options.style.name()
+        );
+        said!(
+            report,
             "{} round(s) of {:.1} s windows after {:.2} s of warm-up; every answer compared byte for byte\n",
             options.rounds,
             options.window.as_secs_f64(),
@@ -110,7 +134,8 @@ impl Report {
 
     /// Prints the tables. Returns how many answers were wrong, and the first one's error.
     pub(crate) fn finish(&mut self) -> io::Result<(u64, Option<String>)> {
-        println!(
+        said!(
+            self,
             "\n{:<6} {:<10} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10} {:>10} {:>11} {:>6}",
             "load",
             "proxy",
@@ -129,7 +154,8 @@ impl Report {
                 self.summary(load, name)?;
             }
         }
-        println!(
+        said!(
+            self,
             "1st: to the first byte of the body; jit: how far gaps between tokens are from 5 ms. Both in ms.\n"
         );
         for load in Load::ALL {
@@ -138,7 +164,8 @@ impl Report {
             }
         }
         for idle in &self.idle {
-            println!(
+            said!(
+                self,
                 "idle: {} holds {:.1} KiB per silent stream ({} streams)",
                 idle.name.name(),
                 idle.per_stream_kib(),
@@ -149,7 +176,12 @@ impl Report {
             + self.idle.iter().filter(|idle| idle.error.is_some()).count() as u64;
         let windows = self.windows.iter().filter_map(|window| window.outcome.error.as_ref());
         let first = windows.chain(self.idle.iter().filter_map(|idle| idle.error.as_ref())).next();
-        Ok((errors, first.cloned()))
+        let outcome = (errors, first.cloned());
+        match &self.record {
+            Some(document) if errors == 0 => record(document, &self.said)?,
+            _ => {}
+        }
+        Ok(outcome)
     }
 
     /// The medians over the rounds of one load and proxy.
@@ -173,7 +205,8 @@ impl Report {
         let jitter = |value: f64| if load == Load::Paced { format!("{value:.2}") } else { "-".to_owned() };
         let cpu = windows.iter().map(|row| cpu_per_request(row)).collect::<Option<Vec<_>>>().map(median);
         let errors: u64 = windows.iter().map(|row| row.outcome.errors).sum();
-        println!(
+        said!(
+            self,
             "{:<6} {:<10} {:>9.0} {:>9.2} {:>9.2} {:>10.2} {:>10.2} {:>10} {:>10} {:>11} {:>6}",
             load.name(),
             name.name(),
@@ -213,7 +246,8 @@ impl Report {
             return Ok(());
         };
         let middle = median(ratios);
-        println!(
+        said!(
+            self,
             "{}: {} uses {middle:.2}x nginx's CPU per request (rounds from {least:.2}x to {most:.2}x)",
             load.name(),
             name.name()
@@ -257,6 +291,18 @@ fn merge(into: &mut Value, from: Value) {
     if let (Value::Object(into), Value::Object(from)) = (into, from) {
         into.extend(from);
     }
+}
+
+/// Puts what was printed into a document, between the two marker lines.
+fn record(document: &Path, said: &str) -> io::Result<()> {
+    let text = std::fs::read_to_string(document)?;
+    let [begin, end] = RECORD;
+    let (Some(from), Some(to)) = (text.find(begin), text.find(end)) else {
+        let why = format!("{} has no line `{begin}` before a line `{end}`", document.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    };
+    let (before, after) = (&text[..from + begin.len()], &text[to..]);
+    std::fs::write(document, format!("{before}\n```text\n{}\n```\n{after}", said.trim_end()))
 }
 
 fn nginx_version(program: &Path) -> String {

@@ -152,7 +152,6 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("header_timeout_secs", SECONDS, |draft, node| {
         set(&mut draft.config.header_timeout, node.seconds()?)
     }),
-    Key::new("keep_alive_secs", SECONDS, |draft, node| set(&mut draft.config.keep_alive, node.seconds()?)),
     Key::new("body_limit_bytes", "a whole number of bytes from 1 to 4294967296", |draft, node| {
         set(&mut draft.config.body_limit_bytes, node.whole(1..=1 << 32)? as usize)
     }),

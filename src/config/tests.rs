@@ -291,7 +291,6 @@ fn cases() -> Vec<Case> {
         seconds("idle_timeout_secs", |c| format!("{:?}", c.idle_timeout)),
         seconds("listing_timeout_secs", |c| format!("{:?}", c.listing_timeout)),
         seconds("header_timeout_secs", |c| format!("{:?}", c.header_timeout)),
-        seconds("keep_alive_secs", |c| format!("{:?}", c.keep_alive)),
         seconds("drain_grace_secs", |c| format!("{:?}", c.drain_grace)),
         seconds("flush_interval_secs", |c| format!("{:?}", c.flush_interval)),
         seconds("breaker_open_secs", |c| format!("{:?}", c.breaker_open)),

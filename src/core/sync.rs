@@ -9,6 +9,7 @@
 //! The order, outermost first, is the order of [`Rank`]'s variants. No lock is held across an
 //! await, and a panic while one is held does not poison it: critical sections leave their state
 //! whole at every step that can panic.
+#![allow(clippy::disallowed_types, reason = "this is the one file that may name them")]
 
 use core::fmt;
 use core::ops::{Deref, DerefMut};
@@ -277,6 +278,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "contention takes a second thread and real time")]
     fn a_contended_acquisition_is_counted_under_its_name() {
         let of = |name| contention().into_iter().find(|c| c.lock == name).expect("a known name").contended;
         let lock = Arc::new(Lock::new(Rank::Fleet, ()));

@@ -35,6 +35,7 @@ pub struct Model {
 /// Why a listing cannot be used. Each sentence is meant to follow the endpoint's name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "each variant's sentence is its documentation")]
 pub enum BadListing {
     #[error("the listing is empty")]
     Empty,

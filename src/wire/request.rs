@@ -90,6 +90,7 @@ impl Shape {
 /// Why a body is refused. Each sentence is meant for the client.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "each variant's sentence is its documentation")]
 pub enum BadRequest {
     #[error("the request body is empty; send a JSON object")]
     Empty,
@@ -119,6 +120,7 @@ pub enum BadRequest {
 
 /// The types of JSON, for error sentences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants are JSON's types")]
 pub enum Type {
     Null,
     Bool,

@@ -12,7 +12,9 @@ use super::sieve::Sieve;
 /// The tokens one answer cost, as the backend counted them. Each at most 2^53.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
+    /// Of the prompt.
     pub input_tokens: u64,
+    /// Of the answer.
     pub output_tokens: u64,
 }
 

@@ -73,8 +73,10 @@ async fn refused_connections_5xx_and_429_are_tried_elsewhere_before_the_first_by
         bad.set_fault(fault);
         let (status, answer) = router.post("/api/chat", &body).await;
         assert_eq!(status, 200, "{fault:?}: {answer}");
-        let after = (bad.stats().path("/api/chat"), good.stats().total().completed);
-        assert_eq!(after, (before.0 + 1, before.1 + 1), "{fault:?}");
+        // Twice, when it closes a connection that was kept open from before: that may be a mere idle close.
+        let asked = bad.stats().path("/api/chat") - before.0;
+        assert!(asked == 1 || (asked == 2 && fault == Fault::CloseAtOnce), "{fault:?}: asked {asked} times");
+        assert_eq!(good.stats().total().completed, before.1 + 1, "{fault:?}");
     }
     bad.stop().await.unwrap();
     assert_eq!(router.post("/api/chat", &body).await.0, 200);

@@ -1,14 +1,12 @@
 //! The real binary, real sockets, and clients nobody here wrote. Backends are the pretend ones, in
 //! this process; everything listens on loopback.
-#![allow(
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    reason = "tests of a real process live in real time"
-)]
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "a real process lives in real time")]
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "a test says what broke by panicking")]
 
 mod bad_input;
 mod choice;
 mod clients;
+mod demo;
 mod house;
 mod life;
 mod proxying;

@@ -52,9 +52,6 @@ pub(super) struct PlainClient {
     pool: Arc<Pool>,
 }
 
-/// A first try on a connection from the pool failed because the endpoint had closed it.
-struct Stale;
-
 impl PlainClient {
     pub(super) fn new(connect_timeout: Duration, idle_max: Duration) -> Self {
         PlainClient { connect_timeout, pool: Arc::new(Pool::new(idle_max)) }
@@ -68,37 +65,34 @@ impl PlainClient {
     pub(super) async fn send(&self, request: &UpstreamRequest) -> Result<UpstreamResponse, UpstreamError> {
         let target = Target::of(&request.url)
             .ok_or_else(|| UpstreamError::Connect(format!("`{}` is not a URL", request.url)))?;
-        if let Some(pooled) = self.pool.take(target.authority) {
-            match self.exchange(pooled, &target, request).await? {
-                Ok(response) => return Ok(response),
-                Err(Stale) => {}
-            }
+        // The endpoint may have closed a pooled connection while this request was on its way; it has not
+        // begun an answer then, and the request is sent again on a fresh one.
+        if let Some(pooled) = self.pool.take(target.authority)
+            && let Some(response) = self.exchange(pooled, &target, request).await?
+        {
+            return Ok(response);
         }
         let fresh = Connection::open(target.authority, self.connect_timeout).await?;
-        match self.exchange(fresh, &target, request).await? {
-            Ok(response) => Ok(response),
-            Err(Stale) => {
-                Err(UpstreamError::Broken("the endpoint closed the connection without an answer".into()))
-            }
-        }
+        let answered = self.exchange(fresh, &target, request).await?;
+        answered.ok_or_else(|| UpstreamError::Broken("the connection closed without an answer".into()))
     }
 
-    /// Sends the request on `connection` and reads the head of the answer.
+    /// Sends the request on `connection` and reads the head of the answer. `None`: the connection ended
+    /// before the answer began.
     async fn exchange(
         &self,
         mut connection: Connection,
         target: &Target<'_>,
         request: &UpstreamRequest,
-    ) -> Result<Result<UpstreamResponse, Stale>, UpstreamError> {
+    ) -> Result<Option<UpstreamResponse>, UpstreamError> {
         let message = head::encode(request, target.path, target.authority);
-        if write(&mut connection, &message, request).await.is_err() {
-            // It may have said why before it closed; reading finds out.
-        }
-        let Some((head, rest)) = read_head(&mut connection).await? else { return Ok(Err(Stale)) };
+        // An endpoint that refuses a body may have said why before it closed; reading finds out.
+        let _ = write(&mut connection, &message, request).await;
+        let Some((head, rest)) = read_head(&mut connection).await? else { return Ok(None) };
         let Head { status, headers, framing, reusable } = head;
         let home = reusable.then(|| (Arc::clone(&self.pool), target.authority));
         let body = Box::pin(BodyStream::new(connection, framing, rest, home));
-        Ok(Ok(UpstreamResponse { status, headers, body }))
+        Ok(Some(UpstreamResponse { status, headers, body }))
     }
 }
 

@@ -1,0 +1,139 @@
+//! The fuzz targets' bodies on stable: on the seeds, on arbitrary bytes, and on seeds that were mutated the way
+//! libFuzzer does it, with words of each target's language.
+
+use std::path::Path;
+
+use pointsman_fuzz::{CONTROL_LEN, TARGETS, Target};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+
+/// How many inputs of each sort a target gets.
+const CASES: u32 = 3000;
+
+/// The longest input, in bytes; mutation stops there.
+const LEN_MAX: usize = 4096;
+
+/// One change to an input.
+#[derive(Clone, Debug)]
+enum Edit {
+    Put(Index, u8),
+    Insert(Index, Vec<u8>),
+    /// A word takes the place of as many bytes.
+    Overwrite(Index, Vec<u8>),
+    Remove(Index, usize),
+    Repeat(Index, usize, usize),
+    Truncate(Index),
+    /// The rest of another seed, from some place on.
+    Cross(Index, Index, Index),
+}
+
+impl Edit {
+    fn apply(self, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
+        let place = |index: Index, input: &[u8]| index.index(input.len() + 1);
+        match self {
+            Edit::Put(at, byte) => {
+                if let Some(old) = input.get_mut(at.index(LEN_MAX)) {
+                    *old = byte;
+                }
+            }
+            Edit::Insert(at, word) => {
+                let at = place(at, input);
+                input.splice(at..at, word);
+            }
+            Edit::Overwrite(at, word) => {
+                let at = place(at, input);
+                let end = input.len().min(at + word.len());
+                input.splice(at..end, word);
+            }
+            Edit::Remove(at, len) => {
+                let at = place(at, input);
+                input.drain(at..input.len().min(at + len));
+            }
+            Edit::Repeat(at, len, times) => {
+                let at = place(at, input);
+                let piece = input[at..input.len().min(at + len)].repeat(times);
+                input.splice(at..at, piece);
+            }
+            Edit::Truncate(at) => input.truncate(place(at, input)),
+            Edit::Cross(at, seed, from) => {
+                let other = seed.get(seeds);
+                input.truncate(place(at, input));
+                input.extend_from_slice(&other[place(from, other)..]);
+            }
+        }
+        input.truncate(LEN_MAX);
+    }
+}
+
+fn edits(words: &'static [&'static str]) -> impl Strategy<Value = Vec<Edit>> {
+    let word = move || select(words).prop_map(|word| word.as_bytes().to_vec());
+    let edit = prop_oneof![
+        1 => (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Edit::Put(at, byte)),
+        3 => (any::<Index>(), word()).prop_map(|(at, word)| Edit::Insert(at, word)),
+        3 => (any::<Index>(), word()).prop_map(|(at, word)| Edit::Overwrite(at, word)),
+        1 => (any::<Index>(), 1usize..20).prop_map(|(at, len)| Edit::Remove(at, len)),
+        1 => (any::<Index>(), 1usize..80, 1usize..4).prop_map(|(at, len, times)| Edit::Repeat(at, len, times)),
+        1 => any::<Index>().prop_map(Edit::Truncate),
+        1 => any::<[Index; 3]>().prop_map(|[at, seed, from]| Edit::Cross(at, seed, from)),
+    ];
+    vec(edit, 0..8)
+}
+
+fn seeds(target: &Target) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target.name);
+    let mut files: Vec<_> = folder
+        .read_dir()
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .map(|entry| entry.expect("the folder can be listed").path())
+        .collect();
+    // The same order everywhere, so that a failure's numbers mean the same seeds.
+    files.sort();
+    files.into_iter().map(|file| std::fs::read(file).expect("a seed can be read")).collect()
+}
+
+fn run(target: &Target) {
+    let seeds = seeds(target);
+    assert!(!seeds.is_empty(), "{} has no seeds", target.name);
+    seeds.iter().for_each(|seed| (target.check)(seed));
+
+    let check = |input: Vec<u8>| -> Result<(), TestCaseError> {
+        (target.check)(&input);
+        Ok(())
+    };
+    let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new(config);
+    let words = select(target.words).prop_map(|word| word.as_bytes().to_vec());
+    let soup =
+        vec(prop_oneof![3 => words, 1 => vec(any::<u8>(), 0..4)], 0..24).prop_map(|parts| parts.concat());
+    let arbitrary = prop_oneof![vec(any::<u8>(), 0..300), soup];
+    runner.run(&arbitrary, check).unwrap_or_else(|failure| panic!("{}: {failure}", target.name));
+
+    let mutated = (select(seeds.clone()), edits(target.words), any::<[u8; CONTROL_LEN]>()).prop_map(
+        |(mut input, edits, control)| {
+            edits.into_iter().for_each(|edit| edit.apply(&mut input, &seeds));
+            input.extend_from_slice(&control[..if control[0] < 200 { CONTROL_LEN } else { 0 }]);
+            input
+        },
+    );
+    runner.run(&mutated, check).unwrap_or_else(|failure| panic!("{}: {failure}", target.name));
+}
+
+macro_rules! targets {
+    ($($name:ident),*) => {
+        $(
+            #[test]
+            fn $name() {
+                run(TARGETS.iter().find(|target| target.name == stringify!($name)).expect("a known target"));
+            }
+        )*
+
+        #[test]
+        fn every_target_is_run_here() {
+            assert_eq!(TARGETS.iter().map(|target| target.name).collect::<Vec<_>>(), [$(stringify!($name)),*]);
+        }
+    };
+}
+
+targets!(chunked, config, listing, names, request, tap);

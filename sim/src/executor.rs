@@ -1,0 +1,420 @@
+//! Who runs next: a single-threaded executor that picks among the ready tasks at random, and the
+//! virtual clock that moves only when nobody is ready.
+//!
+//! Every task belongs to a [`Domain`], one life of one instance or the world around them: a paused
+//! domain is not polled, a killed one is dropped whole, which is what a crash does. The trace of
+//! picks is a pure function of the `schedule` stream and of what the tasks do.
+
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+use core::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::{Wake, Waker};
+
+use pointsman::ports::{BoxFuture, Task};
+
+use crate::shared::Shared;
+use crate::streams::Stream;
+
+/// Numbers tasks in the order of their start; never reused.
+pub(crate) type TaskId = usize;
+
+/// Whose task it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Domain {
+    /// The workload, the operator and whatever else no crash can stop.
+    World,
+    /// One life of one instance.
+    Instance {
+        /// Which instance.
+        index: usize,
+        /// Its how-many-th life.
+        life: u32,
+    },
+}
+
+/// What every task, timer and port of one world holds.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    schedule: Arc<Shared<Schedule>>,
+}
+
+#[derive(Default)]
+struct Schedule {
+    /// Nanoseconds since the world began.
+    now: u64,
+    ready: Vec<TaskId>,
+    /// By task: it is in `ready`, or set aside because its domain is paused.
+    queued: Vec<bool>,
+    /// By time, then by the order of registration.
+    timers: BTreeMap<(u64, u64), Waker>,
+    timers_made: u64,
+    /// Started during the present step.
+    spawned: Vec<(TaskId, Domain, BoxFuture<'static, ()>)>,
+    /// Cancelled during the present step.
+    cancelled: Vec<TaskId>,
+}
+
+impl Handle {
+    /// Nanoseconds since the world began.
+    pub(crate) fn now(&self) -> u64 {
+        self.schedule.lock().now
+    }
+
+    /// Starts a task; it is polled for the first time at some later step.
+    pub(crate) fn spawn(
+        &self,
+        domain: Domain,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> TaskId {
+        self.spawn_boxed(domain, Box::pin(task))
+    }
+
+    /// The same for a boxed task.
+    pub(crate) fn spawn_boxed(&self, domain: Domain, task: BoxFuture<'static, ()>) -> TaskId {
+        let mut schedule = self.schedule.lock();
+        let id = schedule.queued.len();
+        schedule.queued.push(true);
+        schedule.ready.push(id);
+        schedule.spawned.push((id, domain, task));
+        id
+    }
+
+    /// Starts a task as the `Spawn` port does.
+    pub(crate) fn spawn_task(&self, domain: Domain, task: BoxFuture<'static, ()>) -> Task {
+        let id = self.spawn_boxed(domain, task);
+        let handle = self.clone();
+        Task::new(move || handle.cancel(id))
+    }
+
+    /// Drops the task's future at the end of the present step. A task that has ended stays ended.
+    pub(crate) fn cancel(&self, id: TaskId) {
+        self.schedule.lock().cancelled.push(id);
+    }
+
+    /// Completes at `at`, in nanoseconds since the world began.
+    pub(crate) fn sleep_until(&self, at: u64) -> Sleep {
+        Sleep { handle: self.clone(), at, registered: None }
+    }
+
+    /// Completes `duration` from now.
+    pub(crate) fn sleep(&self, duration: Duration) -> Sleep {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.sleep_until(self.now().saturating_add(nanos))
+    }
+
+    fn wake(&self, id: TaskId) {
+        let mut schedule = self.schedule.lock();
+        if !core::mem::replace(&mut schedule.queued[id], true) {
+            schedule.ready.push(id);
+        }
+    }
+}
+
+/// Wakes one task.
+struct TaskWaker {
+    id: TaskId,
+    handle: Handle,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.handle.wake(self.id);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.handle.wake(self.id);
+    }
+}
+
+/// A pause in virtual time. Leaves no timer behind when dropped.
+pub(crate) struct Sleep {
+    handle: Handle,
+    at: u64,
+    registered: Option<(u64, u64)>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let mut schedule = this.handle.schedule.lock();
+        if schedule.now >= this.at {
+            let old = this.registered.take().and_then(|key| schedule.timers.remove(&key));
+            drop(schedule);
+            drop(old);
+            return Poll::Ready(());
+        }
+        match this.registered {
+            Some(key) => {
+                if let Some(waker) = schedule.timers.get_mut(&key) {
+                    waker.clone_from(cx.waker());
+                }
+            }
+            None => {
+                schedule.timers_made += 1;
+                let key = (this.at, schedule.timers_made);
+                schedule.timers.insert(key, cx.waker().clone());
+                this.registered = Some(key);
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(key) = self.registered {
+            let waker = self.handle.schedule.lock().timers.remove(&key);
+            drop(waker);
+        }
+    }
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Polled this task of this domain.
+    Ran(TaskId, Domain),
+    /// Nobody was ready: the clock moved.
+    Advanced,
+    /// Nobody is ready, and nothing happens at or before the time given.
+    Idle,
+}
+
+struct Running {
+    domain: Domain,
+    future: BoxFuture<'static, ()>,
+    waker: Waker,
+}
+
+/// All tasks of one world.
+pub(crate) struct Executor {
+    handle: Handle,
+    chance: Stream,
+    tasks: Vec<Option<Running>>,
+    paused: Vec<Domain>,
+    /// Ready, but paused.
+    aside: Vec<TaskId>,
+    steps: u64,
+}
+
+impl Executor {
+    /// An executor that picks by `chance`.
+    pub(crate) fn new(chance: Stream) -> Self {
+        let handle = Handle { schedule: Arc::default() };
+        Executor { handle, chance, tasks: Vec::new(), paused: Vec::new(), aside: Vec::new(), steps: 0 }
+    }
+
+    /// For tasks and ports.
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Tasks polled so far.
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Polls one ready task, or moves the clock to the next timer that is due by `until`.
+    pub(crate) fn step(&mut self, until: u64) -> Step {
+        self.settle();
+        loop {
+            let id = {
+                let mut schedule = self.handle.schedule.lock();
+                let ready = schedule.ready.len() as u64;
+                if ready == 0 {
+                    drop(schedule);
+                    return self.advance(until);
+                }
+                let at = if ready == 1 { 0 } else { self.chance.below(ready) };
+                schedule.ready.swap_remove(at as usize)
+            };
+            let Some(task) = self.tasks.get_mut(id).and_then(Option::as_mut) else { continue };
+            if self.paused.contains(&task.domain) {
+                self.aside.push(id);
+                continue;
+            }
+            self.handle.schedule.lock().queued[id] = false;
+            self.steps += 1;
+            let domain = task.domain;
+            let done = task.future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_ready();
+            if done {
+                let ended = self.tasks[id].take();
+                drop(ended);
+            }
+            self.settle();
+            return Step::Ran(id, domain);
+        }
+    }
+
+    /// Whether this task has not ended.
+    #[cfg(test)]
+    pub(crate) fn is_running(&self, id: TaskId) -> bool {
+        self.tasks.get(id).is_some_and(Option::is_some)
+    }
+
+    /// How many tasks of this domain have not ended.
+    pub(crate) fn running(&self, domain: Domain) -> usize {
+        self.tasks.iter().flatten().filter(|task| task.domain == domain).count()
+    }
+
+    /// Stops polling a domain; its timers go on ringing unheard.
+    pub(crate) fn pause(&mut self, domain: Domain) {
+        self.paused.push(domain);
+    }
+
+    /// Polls a domain again; what rang meanwhile is heard now.
+    pub(crate) fn resume(&mut self, domain: Domain) {
+        self.paused.retain(|paused| *paused != domain);
+        let aside = core::mem::take(&mut self.aside);
+        self.handle.schedule.lock().ready.extend(aside);
+    }
+
+    /// Drops every task of a domain, as a crash does.
+    pub(crate) fn kill(&mut self, domain: Domain) {
+        self.settle();
+        self.paused.retain(|paused| *paused != domain);
+        for id in 0..self.tasks.len() {
+            if self.tasks[id].as_ref().is_some_and(|task| task.domain == domain) {
+                let dead = self.tasks[id].take();
+                drop(dead);
+            }
+        }
+        self.settle();
+    }
+
+    /// Drops everything: tasks and timers hold each other alive otherwise.
+    pub(crate) fn shut_down(&mut self) {
+        loop {
+            self.settle();
+            let Some(task) = self.tasks.iter_mut().find_map(Option::take) else { break };
+            drop(task);
+        }
+        let timers = core::mem::take(&mut self.handle.schedule.lock().timers);
+        drop(timers);
+    }
+
+    fn advance(&mut self, until: u64) -> Step {
+        let mut due = Vec::new();
+        {
+            let mut schedule = self.handle.schedule.lock();
+            let next = schedule.timers.first_key_value().map(|((at, _), _)| *at).filter(|at| *at <= until);
+            let Some(next) = next else {
+                schedule.now = schedule.now.max(until);
+                return Step::Idle;
+            };
+            schedule.now = next;
+            while let Some(entry) = schedule.timers.first_entry() {
+                if entry.key().0 > next {
+                    break;
+                }
+                due.push(entry.remove());
+            }
+        }
+        for waker in due {
+            waker.wake();
+        }
+        Step::Advanced
+    }
+
+    /// Takes in what the last step started and cancelled.
+    fn settle(&mut self) {
+        loop {
+            let (spawned, cancelled) = {
+                let mut schedule = self.handle.schedule.lock();
+                if schedule.spawned.is_empty() && schedule.cancelled.is_empty() {
+                    return;
+                }
+                (core::mem::take(&mut schedule.spawned), core::mem::take(&mut schedule.cancelled))
+            };
+            for (id, domain, future) in spawned {
+                self.tasks.resize_with(self.tasks.len().max(id + 1), || None);
+                let waker = Waker::from(Arc::new(TaskWaker { id, handle: self.handle.clone() }));
+                self.tasks[id] = Some(Running { domain, future, waker });
+            }
+            for id in cancelled {
+                let dead = self.tasks.get_mut(id).and_then(Option::take);
+                drop(dead);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::streams::Seed;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// Ten tasks that each report three times; returns who reported when.
+    fn order(seed: u64) -> Vec<(u64, usize)> {
+        let mut executor = Executor::new(Seed(seed).stream("schedule"));
+        let said = Arc::new(Shared::new(Vec::new()));
+        for name in 0..10 {
+            let (handle, said) = (executor.handle().clone(), Arc::clone(&said));
+            executor.handle().spawn(Domain::World, async move {
+                for _ in 0..3 {
+                    said.lock().push((handle.now(), name));
+                    handle.sleep(Duration::from_secs(1)).await;
+                }
+            });
+        }
+        while executor.step(60 * SECOND) != Step::Idle {}
+        let said = said.lock().clone();
+        said
+    }
+
+    #[test]
+    fn the_same_seed_picks_in_the_same_order_and_another_in_another() {
+        assert_eq!(order(1), order(1));
+        assert_ne!(order(1), order(2));
+    }
+
+    #[test]
+    fn time_is_virtual_and_moves_only_when_nobody_is_ready() {
+        let times: Vec<u64> = order(5).iter().map(|(at, _)| *at).collect();
+        let expected: Vec<u64> = [0, SECOND, 2 * SECOND].into_iter().flat_map(|at| [at; 10]).collect();
+        assert_eq!(times, expected);
+    }
+
+    #[test]
+    fn a_timer_that_is_dropped_leaves_nothing_behind() {
+        let mut executor = Executor::new(Seed(1).stream("schedule"));
+        let handle = executor.handle().clone();
+        executor.handle().spawn(Domain::World, async move {
+            let mut long = handle.sleep(Duration::from_secs(100));
+            let short = handle.sleep(Duration::from_secs(1));
+            futures_util::future::select(&mut long, short).await;
+        });
+        while executor.step(10 * SECOND) != Step::Idle {}
+        assert!(executor.handle().schedule.lock().timers.is_empty());
+    }
+
+    #[test]
+    fn a_paused_domain_hears_its_timers_late_and_a_killed_one_never() {
+        let mut executor = Executor::new(Seed(1).stream("schedule"));
+        let heard = Arc::new(Shared::new(Vec::new()));
+        let domains = [1, 2].map(|index| Domain::Instance { index, life: 1 });
+        let ids = domains.map(|domain| {
+            let (handle, heard) = (executor.handle().clone(), Arc::clone(&heard));
+            executor.handle().spawn(domain, async move {
+                handle.sleep(Duration::from_secs(1)).await;
+                heard.lock().push((domain, handle.now()));
+            })
+        });
+        while executor.step(0) != Step::Idle {}
+        executor.pause(domains[0]);
+        executor.kill(domains[1]);
+        while executor.step(5 * SECOND) != Step::Idle {}
+        assert!(heard.lock().is_empty());
+        executor.resume(domains[0]);
+        while executor.step(9 * SECOND) != Step::Idle {}
+        assert_eq!(*heard.lock(), [(domains[0], 5 * SECOND)]);
+        assert_eq!(ids.map(|id| executor.is_running(id)), [false, false]);
+    }
+}

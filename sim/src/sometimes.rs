@@ -1,0 +1,72 @@
+//! Points that a gate's seeds must reach: a state no seed ever visits is a state no seed ever checks.
+
+macro_rules! points {
+    ($($point:ident = $name:literal,)+) => {
+        /// Something that must happen in some seed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Point {
+            $($point,)+
+        }
+
+        impl Point {
+            /// All of them.
+            pub(crate) const ALL: &[Point] = &[$(Point::$point,)+];
+
+            /// The sentence in reports.
+            pub(crate) const fn name(self) -> &'static str {
+                match self {
+                    $(Point::$point => $name,)+
+                }
+            }
+        }
+    };
+}
+
+points! {
+    AnsweredWhole = "a client got a whole answer",
+    Retried = "a request was tried at a second endpoint",
+    RefusalPassedOn = "an endpoint's refusal was passed on",
+    Queued = "a request waited for a slot",
+    QueueTimedOut = "a request waited for a slot in vain",
+    QueueWasFull = "a request found the queue full",
+    HandedOver = "a granted slot had not been collected yet",
+    Overloaded = "without a queue, an endpoint went above its limit",
+    LeftBeforeHead = "a client left before the head",
+    LeftMidStream = "a client left in mid stream",
+    LeftAfterTheEnd = "a client left after the last record and before the end of the body",
+    SlowReader = "a client read more slowly than its endpoint wrote",
+    TokensOfACancelled = "tokens were counted for a client that had left",
+    BrokeOffInWords = "a broken stream ended in an error record",
+    BrokeOffByCut = "a broken document was cut",
+    UsageHidden = "usage nobody had asked for was taken out of a stream",
+    FirstByteTimedOut = "no first byte came in time",
+    IdleTimedOut = "a stream fell silent for too long",
+    Nonsense = "an endpoint answered with nonsense",
+    UnknownModel = "a model was unknown",
+    NobodyAnswered = "no endpoint could be asked",
+    WrongFamily = "a model was there in the other family only",
+    AllUnhealthy = "every endpoint for a model was unhealthy",
+    BreakerOpened = "a breaker opened",
+    BreakerClosed = "a breaker closed again",
+    Wedged = "an endpoint was held to be wedged",
+    WaiterLeftDuringFetch = "a client left while a listing it waited for was under way",
+    FetchTimedOut = "a listing took too long and was given up",
+    ListingFailed = "a listing failed",
+    RefetchedAfterExpiry = "a listing was fetched again after its expiry",
+    GoneSinceListed = "a model was gone since it had been listed",
+    Flushed = "a batch was stored",
+    FlushRetried = "a flush failed and the batch was stored later",
+    FlushCountedOnce = "a flush was repeated after its write had worked",
+    MinutesInOneBatch = "one batch held rows of several minutes",
+    CrashWithTokensWaiting = "an instance crashed with tokens waiting",
+    CrashDuringWrite = "an instance crashed during a write",
+    CrashDuringStream = "an instance crashed during a stream",
+    StartedFromRows = "an instance started from stored rows",
+    DrainedWhole = "a graceful stop let its last answer end",
+    DrainCutOff = "a graceful stop cut answers off after its grace",
+    ReloadedInFlight = "a configuration was reloaded with requests in flight",
+    RemovedInFlight = "an endpoint was removed from the configuration with requests in flight",
+    LoweredBelow = "the limit was lowered below what was in flight",
+    WallWentBack = "a wall clock went back",
+    TwoInstances = "two instances served clients",
+}
