@@ -112,7 +112,7 @@ impl Patch {
         patch
     }
 
-    fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+    fn all<'a>(&'a self, key: &str) -> impl Iterator<Item = &'a str> {
         self.header.iter().filter(move |(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 

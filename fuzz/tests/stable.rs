@@ -1,6 +1,7 @@
 //! The fuzz targets' bodies on stable: on the seeds, on arbitrary bytes, and on seeds that were mutated the way
 //! libFuzzer does it, with words of each target's language.
 
+use core::fmt;
 use std::path::Path;
 
 use pointsman_fuzz::{CONTROL_LEN, TARGETS, Target};
@@ -14,6 +15,16 @@ const CASES: u32 = 3000;
 
 /// The longest input, in bytes; mutation stops there.
 const LEN_MAX: usize = 4096;
+
+/// An input, printed so that it can be pasted.
+#[derive(Clone)]
+struct Input(Vec<u8>);
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "b\"{}\"", self.0.escape_ascii())
+    }
+}
 
 /// One change to an input.
 #[derive(Clone, Debug)]
@@ -98,7 +109,7 @@ fn run(target: &Target) {
     assert!(!seeds.is_empty(), "{} has no seeds", target.name);
     seeds.iter().for_each(|seed| (target.check)(seed));
 
-    let check = |input: Vec<u8>| -> Result<(), TestCaseError> {
+    let check = |Input(input): Input| -> Result<(), TestCaseError> {
         (target.check)(&input);
         Ok(())
     };
@@ -107,14 +118,14 @@ fn run(target: &Target) {
     let words = select(target.words).prop_map(|word| word.as_bytes().to_vec());
     let soup =
         vec(prop_oneof![3 => words, 1 => vec(any::<u8>(), 0..4)], 0..24).prop_map(|parts| parts.concat());
-    let arbitrary = prop_oneof![vec(any::<u8>(), 0..300), soup];
+    let arbitrary = prop_oneof![vec(any::<u8>(), 0..300), soup].prop_map(Input);
     runner.run(&arbitrary, check).unwrap_or_else(|failure| panic!("{}: {failure}", target.name));
 
     let mutated = (select(seeds.clone()), edits(target.words), any::<[u8; CONTROL_LEN]>()).prop_map(
         |(mut input, edits, control)| {
             edits.into_iter().for_each(|edit| edit.apply(&mut input, &seeds));
             input.extend_from_slice(&control[..if control[0] < 200 { CONTROL_LEN } else { 0 }]);
-            input
+            Input(input)
         },
     );
     runner.run(&mutated, check).unwrap_or_else(|failure| panic!("{}: {failure}", target.name));

@@ -56,6 +56,8 @@ pub enum Outcome {
     Failed,
     /// The client left.
     Cancelled,
+    /// It was an error answer of the endpoint's, passed on.
+    Refused,
 }
 
 /// The chunks of an answer. Ends after `None` or the first error.
@@ -120,11 +122,20 @@ impl AnswerBody {
         }
     }
 
-    /// An answer that holds no slot any more: an error the endpoint gave, passed on as it is.
-    pub(super) fn refusal(upstream: ByteStream) -> AnswerBody {
+    /// Bytes that are all there.
+    pub(super) fn whole(bytes: Bytes) -> AnswerBody {
+        AnswerBody::slotless(None, Some(bytes))
+    }
+
+    /// An answer that holds no slot: passed on as it is.
+    pub(super) fn passing(upstream: ByteStream) -> AnswerBody {
+        AnswerBody::slotless(Some(upstream), None)
+    }
+
+    fn slotless(upstream: Option<ByteStream>, first: Option<Bytes>) -> AnswerBody {
         AnswerBody {
-            upstream: Some(upstream),
-            first: None,
+            upstream,
+            first,
             tap: Tap::new(Framing::Json, false),
             framing: Framing::Json,
             streamed: false,
@@ -137,7 +148,7 @@ impl AnswerBody {
     pub fn on_end(&mut self, on_end: OnEnd) {
         match &mut self.ticket {
             Some(ticket) => ticket.on_end = Some(on_end),
-            None => on_end(Outcome::Failed),
+            None => on_end(Outcome::Refused),
         }
     }
 
@@ -152,7 +163,7 @@ impl AnswerBody {
         let verdict = match outcome {
             Outcome::Answered => Verdict::Sound,
             Outcome::Failed => Verdict::Faulty,
-            Outcome::Cancelled => Verdict::Unknown,
+            Outcome::Cancelled | Outcome::Refused => Verdict::Unknown,
         };
         let clock = &router.ports.clock;
         let row = self.tap.usage().map(|usage| Row {

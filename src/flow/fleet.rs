@@ -10,7 +10,7 @@ use core::time::Duration;
 
 use http::HeaderValue;
 
-use crate::config::{Config, EndpointConfig};
+use crate::config::{Config, EndpointConfig, Secret};
 use crate::core::catalog::{Ages, Cell};
 use crate::core::names::{EndpointId, EndpointName, ModelName};
 use crate::core::slots::Limits;
@@ -48,6 +48,8 @@ pub struct Backend {
     pub kind: Kind,
     /// Where its native API begins: an Ollama's root, the others' `/v1`.
     pub base: String,
+    /// Its key, to be masked wherever the endpoint repeats it.
+    pub key: Option<Secret>,
     /// `Bearer KEY`, if a key is configured.
     pub authorization: Option<HeaderValue>,
     /// The models it serves.
@@ -98,6 +100,7 @@ impl Backend {
                 Kind::Ollama => config.base.clone(),
                 Kind::LlamaServer | Kind::OpenAi => config.openai_base.clone(),
             },
+            key: config.api_key.clone(),
             authorization,
             available: before.map_or_else(|| Cell::new(Ages::AVAILABLE), |b| b.available.clone()),
             loaded: before.map_or_else(|| Cell::new(Ages::LOADED), |b| b.loaded.clone()),

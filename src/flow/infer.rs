@@ -9,22 +9,19 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::{Either, select};
 use futures_util::stream::FuturesUnordered;
-use http::{HeaderMap, Method, StatusCode, header};
+use http::HeaderMap;
 
-use crate::core::breaker::Verdict;
 use crate::core::names::EndpointId;
 use crate::core::slots::{Candidate, Reservation, Slot};
 use crate::core::sync::Arc;
-use crate::ports::{UpstreamRequest, UpstreamResponse};
 use crate::wire::request::{Ask, Shape};
-use crate::wire::usage::Framing;
 use crate::wire::{Family, Kind};
 
-use super::answer::{Answer, AnswerBody, Parts};
-use super::deadline::{Elapsed, until};
+use super::answer::Answer;
+use super::attempt::Missed;
+use super::deadline::until;
 use super::failure::Failure;
 use super::fleet::{Backend, Fleet, Listed};
-use super::headers;
 use super::refresh::{AVAILABLE, Known, LOADED};
 use super::router::Router;
 
@@ -56,20 +53,10 @@ pub struct Inference {
 
 /// An endpoint that serves the model, and the model's name there.
 #[derive(Clone, Debug)]
-struct Target {
-    backend: Arc<Backend>,
-    listed: String,
+pub(super) struct Target {
+    pub(super) backend: Arc<Backend>,
+    pub(super) listed: String,
     candidate: Candidate,
-}
-
-/// One attempt's end, if it was no answer.
-enum Missed {
-    /// The endpoint refused with this answer; it is passed on if nobody does better.
-    Refused(Box<Answer>),
-    /// There was no answer.
-    Failed(Failure),
-    /// As before, but asking somebody else would not help.
-    Final(Failure),
 }
 
 impl Router {
@@ -248,88 +235,6 @@ impl Router {
             }
         }
     }
-
-    /// Sends the request to one endpoint and waits for the first byte of its answer.
-    async fn attempt(
-        &self,
-        fleet: &Fleet,
-        request: &Inference,
-        target: &Target,
-        mut slot: Slot,
-    ) -> Result<Answer, Missed> {
-        let clock = &self.ports.clock;
-        let backend = &target.backend;
-        let endpoint = || backend.name.clone();
-        let began = clock.now();
-        let after = fleet.config.first_byte_timeout;
-        slot.wait(began);
-        let first_byte = until(clock.as_ref(), began + after, async {
-            let response = self.ports.upstream.send(upstream_request(request, target)).await?;
-            if response.status.is_success() {
-                let UpstreamResponse { status, headers, mut body } = response;
-                let first = body.next().await.transpose()?;
-                return Ok((UpstreamResponse { status, headers, body }, first));
-            }
-            Ok((response, None))
-        });
-        let (response, first) = match first_byte.await {
-            Ok(Ok(begun)) => begun,
-            Ok(Err(error)) => {
-                slot.settle(Verdict::Faulty, clock.now());
-                tracing::warn!(endpoint = %backend.name, %error, "no answer");
-                return Err(Missed::Failed(Failure::Upstream { endpoint: endpoint(), error }));
-            }
-            Err(Elapsed) => {
-                slot.settle(Verdict::Faulty, clock.now());
-                tracing::warn!(endpoint = %backend.name, ?after, "no first byte");
-                return Err(Missed::Final(Failure::FirstByteTimeout { endpoint: endpoint(), after }));
-            }
-        };
-        match response.status {
-            status if status.is_success() => {}
-            StatusCode::TOO_MANY_REQUESTS => {
-                slot.settle(Verdict::Unknown, clock.now());
-                return Err(Missed::Refused(Box::new(refusal(response))));
-            }
-            status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
-                slot.settle(Verdict::Faulty, clock.now());
-                tracing::warn!(endpoint = %backend.name, %status, "endpoint refused");
-                return Err(Missed::Refused(Box::new(refusal(response))));
-            }
-            _ => {
-                // The client's mistake, in the endpoint's words; it counts as an answer.
-                slot.settle(Verdict::Sound, clock.now());
-                return Ok(refusal(response));
-            }
-        }
-        let framing = framing(&response.headers, request);
-        let nonsense = |what| Failure::Nonsense { endpoint: endpoint(), what };
-        let Some(first) = first else {
-            slot.settle(Verdict::Faulty, clock.now());
-            return Err(Missed::Failed(nonsense("an empty body")));
-        };
-        if !begins_like(framing, &first) {
-            slot.settle(Verdict::Faulty, clock.now());
-            return Err(Missed::Failed(nonsense("something that is not JSON")));
-        }
-        slot.first_byte(clock.now());
-        let hide_usage = framing == Framing::Sse && !request.ask.usage_wanted();
-        let streamed = framing != Framing::Json;
-        let UpstreamResponse { status, mut headers, body } = response;
-        headers::to_client(&mut headers, !streamed);
-        let body = AnswerBody::new(Parts {
-            router: self.arc(),
-            slot,
-            endpoint: endpoint(),
-            upstream: body,
-            first,
-            framing,
-            streamed,
-            hide_usage,
-            idle_timeout: fleet.config.idle_timeout,
-        });
-        Ok(Answer { status, headers, body })
-    }
 }
 
 fn target(backend: &Arc<Backend>, listed: Option<&Listed>) -> Option<Target> {
@@ -344,52 +249,4 @@ fn target_of(targets: &[Target], endpoint: EndpointId) -> &Target {
         .iter()
         .find(|target| target.backend.id == endpoint)
         .expect("a slot is granted at one of the candidates that asked for it")
-}
-
-/// The client's request with what has to change for this endpoint.
-fn upstream_request(request: &Inference, target: &Target) -> UpstreamRequest {
-    let Inference { shape, path, ask, body, .. } = request;
-    let backend = &target.backend;
-    // An Ollama resolves its own tags; the others want the name as they list it.
-    let renamed =
-        (backend.kind != Kind::Ollama && target.listed != ask.model).then_some(target.listed.as_str());
-    let ask_usage = ask.stream && matches!(shape, Shape::OpenAiChat | Shape::OpenAiCompletion);
-    let mut headers = request.headers.clone();
-    headers::to_upstream(&mut headers, backend.authorization.as_ref());
-    UpstreamRequest {
-        method: Method::POST,
-        url: backend.url(path),
-        headers,
-        body: ask.rewrite(body, renamed, ask_usage),
-    }
-}
-
-/// An endpoint's own words, without a slot.
-fn refusal(response: UpstreamResponse) -> Answer {
-    let UpstreamResponse { status, mut headers, body } = response;
-    headers::to_client(&mut headers, true);
-    Answer { status, headers, body: AnswerBody::refusal(body) }
-}
-
-/// How the answer is cut into messages: as its content type says, else as the request implies.
-fn framing(headers: &HeaderMap, request: &Inference) -> Framing {
-    let said = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    said.and_then(Framing::of_content_type).unwrap_or(match (request.ask.stream, request.shape.family()) {
-        (false, _) => Framing::Json,
-        (true, Family::Ollama) => Framing::Ndjson,
-        (true, Family::OpenAi) => Framing::Sse,
-    })
-}
-
-/// Whether the first bytes can be the beginning of such an answer. A stream of events may begin with
-/// any field or a comment (HTML Living Standard, 9.2.6).
-fn begins_like(framing: Framing, first: &[u8]) -> bool {
-    let first = first.trim_ascii_start();
-    let begins = |field: &[u8]| first.starts_with(&field[..field.len().min(first.len())]);
-    match framing {
-        Framing::Json | Framing::Ndjson => begins(b"{") || begins(b"["),
-        Framing::Sse => {
-            [&b"data"[..], b"event", b"id", b"retry", b":", b"\xef\xbb\xbf"].into_iter().any(begins)
-        }
-    }
 }

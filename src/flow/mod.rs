@@ -2,6 +2,7 @@
 //! and the ports for effects. No tokio: production and the simulator drive the same futures.
 
 pub mod answer;
+mod attempt;
 mod deadline;
 pub mod failure;
 pub mod fleet;

@@ -15,6 +15,8 @@ use crate::ports::UpstreamRequest;
 use crate::wire::{Family, Kind, listing};
 
 use super::answer::{Answer, AnswerBody};
+use super::attempt::refusal;
+use super::deadline::{Elapsed, within};
 use super::failure::Failure;
 use super::fleet::{Backend, Listing};
 use super::headers;
@@ -127,17 +129,23 @@ impl Router {
             let url = backend.url("/api/show");
             let request = UpstreamRequest { method: Method::POST, url, headers, body: body.clone() };
             let limit = fleet.config.first_byte_timeout;
-            let sent =
-                super::deadline::within(self.ports.clock.as_ref(), limit, self.ports.upstream.send(request));
             let endpoint = backend.name.clone();
-            match sent.await {
-                Ok(Ok(mut response)) => {
-                    headers::to_client(&mut response.headers, true);
-                    let (status, headers) = (response.status, response.headers);
-                    return Ok(Answer { status, headers, body: AnswerBody::refusal(response.body) });
+            let answer = within(self.ports.clock.as_ref(), limit, async {
+                let response = self.ports.upstream.send(request).await;
+                let mut response = response.map_err(|error| Failure::Upstream { endpoint, error })?;
+                if !response.status.is_success() {
+                    return refusal(&backend, response).await;
                 }
-                Ok(Err(error)) => last = Some(Failure::Upstream { endpoint, error }),
-                Err(_) => last = Some(Failure::FirstByteTimeout { endpoint, after: limit }),
+                headers::to_client(&mut response.headers, true);
+                let (status, headers) = (response.status, response.headers);
+                Ok(Answer { status, headers, body: AnswerBody::passing(response.body) })
+            });
+            match answer.await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(failure)) => last = Some(failure),
+                Err(Elapsed) => {
+                    last = Some(Failure::FirstByteTimeout { endpoint: backend.name.clone(), after: limit });
+                }
             }
         }
         Err(last.expect("at least one endpoint serves the model"))

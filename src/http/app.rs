@@ -1,8 +1,8 @@
 //! All routes in one table, and what every handler is given.
 
-use axum::extract::{OriginalUri, State};
+use axum::extract::{OriginalUri, Request, State};
 use axum::http::{Method, StatusCode};
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -13,7 +13,8 @@ use crate::flow::router::Router;
 use crate::wire::request::Shape;
 
 use super::metrics::Metrics;
-use super::{auth, inference, overview, reply, usage};
+use super::request_id::X_REQUEST_ID;
+use super::{auth, inference, overview, reply, request_id, usage};
 
 /// What every handler is given. Clones are handles to the same app.
 #[derive(Clone)]
@@ -75,10 +76,25 @@ impl App {
             .route("/", get(|| async { "pointsman is running\n" }))
             .fallback(unknown_route)
             .method_not_allowed_fallback(wrong_method)
-            .layer(middleware::from_fn_with_state(self.clone(), auth::gate))
+            .layer(middleware::from_fn_with_state(self.clone(), front))
             .layer(CatchPanicLayer::custom(reply::panicked))
             .with_state(self.clone())
     }
+}
+
+/// What every request passes: it gets its name, and the gate if there is one.
+async fn front(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let id = request_id::assign(request.headers_mut(), app.router.ports().entropy.as_ref());
+    let checked = match &app.router.fleet().config.router_api_key {
+        Some(key) => auth::check(key, &mut request),
+        None => Ok(()),
+    };
+    let mut response = match checked {
+        Ok(()) => next.run(request).await,
+        Err(refused) => refused,
+    };
+    response.headers_mut().insert(X_REQUEST_ID.clone(), id);
+    response
 }
 
 async fn unknown_route(method: Method, OriginalUri(uri): OriginalUri) -> Response {

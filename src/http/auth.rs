@@ -3,36 +3,36 @@
 //! The key comes as `Authorization: Bearer KEY` or `?api_key=KEY`. Keys are compared in constant
 //! time, never logged, and never travel on to an endpoint.
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{Method, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::Response;
 use subtle::ConstantTimeEq;
 
-use super::app::App;
+use crate::config::Secret;
+
 use super::reply;
 
-/// Lets a request through, or answers 401 (no key) or 403 (a wrong one).
-pub(super) async fn gate(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    let fleet = app.router.fleet();
-    let Some(key) = &fleet.config.router_api_key else { return next.run(request).await };
+/// Lets a request through without its key, or refuses it: 401 (no key) or 403 (a wrong one).
+pub(super) fn check(key: &Secret, request: &mut Request) -> Result<(), Response> {
     let path = request.uri().path();
     if is_open(request.method(), path) {
-        return next.run(request).await;
+        return Ok(());
     }
     let family = reply::family_of(path);
-    let given = bearer(&request).or_else(|| query_key(request.uri().query()?));
+    let given = bearer(request).or_else(|| query_key(request.uri().query()?));
     match given {
         None => {
             let message = "an API key is required: send it as `Authorization: Bearer KEY`";
-            reply::error(family, StatusCode::UNAUTHORIZED, message, Some("missing_api_key"))
+            Err(reply::error(family, StatusCode::UNAUTHORIZED, message, Some("missing_api_key")))
         }
         Some(given) if bool::from(given.as_bytes().ct_eq(key.expose().as_bytes())) => {
             // It has done its work: endpoints have keys of their own.
             request.headers_mut().remove(header::AUTHORIZATION);
-            next.run(request).await
+            Ok(())
         }
-        Some(_) => reply::error(family, StatusCode::FORBIDDEN, "the API key is wrong", Some("wrong_api_key")),
+        Some(_) => {
+            Err(reply::error(family, StatusCode::FORBIDDEN, "the API key is wrong", Some("wrong_api_key")))
+        }
     }
 }
 

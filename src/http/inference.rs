@@ -11,13 +11,13 @@ use crate::wire::request::{Ask, Shape};
 
 use super::app::App;
 use super::request_id::X_REQUEST_ID;
-use super::{body, reply, request_id};
+use super::{body, reply};
 
 /// Answers one request on `path`, whose body looks like `shape`.
 pub(super) async fn answer(app: App, path: &'static str, shape: Shape, request: Request) -> Response {
-    let (mut parts, stream) = request.into_parts();
+    let (parts, stream) = request.into_parts();
     let ports = app.router.ports();
-    let id = request_id::assign(&mut parts.headers, ports.entropy.as_ref());
+    let id = parts.headers.get(&X_REQUEST_ID).cloned();
     let began = ports.clock.now();
     let family = shape.family();
     let answered = async {
@@ -39,11 +39,11 @@ pub(super) async fn answer(app: App, path: &'static str, shape: Shape, request: 
             (reply::failure(family, &failure), failure.code())
         })
     };
-    let mut response = match answered.await {
+    match answered.await {
         Ok(answer) => {
             let metrics = app.metrics.clone();
             metrics.first_byte(ports.clock.now().since(began));
-            let (clock, id) = (ports.clock.clone(), id.clone());
+            let clock = ports.clock.clone();
             passed_on(answer, move |outcome| {
                 let took = clock.now().since(began);
                 metrics.ended(path, outcome_name(outcome), took);
@@ -54,9 +54,7 @@ pub(super) async fn answer(app: App, path: &'static str, shape: Shape, request: 
             app.metrics.ended(path, code, ports.clock.now().since(began));
             response
         }
-    };
-    response.headers_mut().insert(X_REQUEST_ID.clone(), id);
-    response
+    }
 }
 
 /// An endpoint's answer as a response; `on_end` runs when its body ends, whichever way.
@@ -74,5 +72,6 @@ fn outcome_name(outcome: Outcome) -> &'static str {
         Outcome::Answered => "answered",
         Outcome::Failed => "failed",
         Outcome::Cancelled => "cancelled",
+        Outcome::Refused => "refused",
     }
 }

@@ -48,6 +48,10 @@ async fn a_clients_mistakes_are_named() {
             assert!(sentence.contains(word), "{path} {body}: `{word}` is not in: {sentence}");
         }
     }
+    for path in ["/", "/nowhere", "/api/usage"] {
+        let response = router.http.get(router.url(path)).send().await.unwrap();
+        assert_eq!(response.headers()["x-request-id"].len(), 16, "{path}: every answer has a name");
+    }
     let (_, unknown) = router.post("/api/chat", &chat("nobody")).await;
     assert_eq!(unknown["endpoints"], json!([backend.endpoint()]));
     assert_eq!(backend.stats().total().started, 0, "none of these reached the endpoint");

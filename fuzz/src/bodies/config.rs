@@ -255,7 +255,6 @@ fn is_in_range(config: &Config) {
         config.idle_timeout,
         config.listing_timeout,
         config.header_timeout,
-        config.keep_alive,
         config.drain_grace,
         config.flush_interval,
         config.breaker_open,

@@ -19,6 +19,7 @@ pub(crate) const WORDS: &[&str] = &[
     "{\"name\":\"a\"}",
     "{\"model\":\"b\"}",
     "{\"id\":\"c\"}",
+    "[\"x\",\"y\"]",
     "\"status\":",
     "\"loaded\"",
     "{\"value\":\"sleeping\"}",

@@ -1,0 +1,237 @@
+//! A world before it begins, as data: who is there, who asks when, what is done to whom.
+//!
+//! Everything random about *what* happens is decided here; the seed's streams decide only *how* it
+//! goes (schedule, delays, which call a fault strikes). `scenario` writes plans, `shrink` takes parts
+//! out of them, `corpus` keeps them when seeds have lost their meaning.
+
+use serde::{Deserialize, Serialize};
+
+use pointsman::config::Config;
+use pointsman::wire::Kind;
+use pointsman::wire::request::Shape;
+
+use crate::faults::Switches;
+
+/// One world.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// What all streams are derived from.
+    pub(crate) seed: u64,
+    /// By whom it was written.
+    pub(crate) scenario: String,
+    /// Faults and workload end here and healing begins, in milliseconds.
+    pub(crate) duration_ms: u64,
+    pub(crate) endpoints: Vec<EndpointPlan>,
+    pub(crate) instances: Vec<InstancePlan>,
+    pub(crate) settings: Settings,
+    pub(crate) requests: Vec<RequestPlan>,
+    pub(crate) actions: Vec<ActionPlan>,
+    pub(crate) faults: Switches,
+}
+
+/// What an endpoint speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Speaks {
+    Ollama,
+    LlamaServer,
+    OpenAi,
+}
+
+impl Speaks {
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Speaks::Ollama => Kind::Ollama,
+            Speaks::LlamaServer => Kind::LlamaServer,
+            Speaks::OpenAi => Kind::OpenAi,
+        }
+    }
+}
+
+/// One backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct EndpointPlan {
+    pub(crate) speaks: Speaks,
+    /// By model number: it lists it; it has it in memory.
+    pub(crate) models: Vec<(bool, bool)>,
+    /// From the request to the head, in milliseconds, at least and at most.
+    pub(crate) first_token_ms: (u64, u64),
+    /// Between two tokens.
+    pub(crate) gap_ms: (u64, u64),
+    /// To bring a model into memory.
+    pub(crate) load_ms: u64,
+    /// To answer with a listing.
+    pub(crate) listing_ms: (u64, u64),
+}
+
+impl EndpointPlan {
+    /// The URL under which endpoint `index` is configured.
+    pub(crate) fn url(&self, index: usize) -> String {
+        match self.speaks {
+            Speaks::Ollama => format!("http://e{index}:11434"),
+            Speaks::LlamaServer => format!("http://e{index}:8080/v1"),
+            Speaks::OpenAi => format!("http://e{index}:8000/v1"),
+        }
+    }
+
+    /// Model `number` as this endpoint lists it.
+    pub(crate) fn listed(&self, number: usize) -> String {
+        match self.speaks {
+            Speaks::Ollama => format!("m{number}:latest"),
+            Speaks::LlamaServer => format!("org/m{number}:Q4"),
+            Speaks::OpenAi => format!("m{number}"),
+        }
+    }
+
+    /// Model `number` as the router must count it there: the naming rules, written a second time.
+    pub(crate) fn tracked(&self, number: usize) -> String {
+        match self.speaks {
+            Speaks::Ollama => format!("m{number}:latest"),
+            Speaks::LlamaServer | Speaks::OpenAi => format!("m{number}"),
+        }
+    }
+}
+
+/// One router.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct InstancePlan {
+    /// By how much its wall clock is off at first, in milliseconds.
+    pub(crate) wall_offset_ms: i64,
+    /// The endpoints in its first configuration.
+    pub(crate) endpoints: Vec<usize>,
+}
+
+/// The configuration, but for the endpoints. The same for all instances at first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub(crate) limit: u32,
+    pub(crate) queue: bool,
+    pub(crate) queue_max: usize,
+    pub(crate) queue_timeout_ms: u64,
+    pub(crate) attempts_max: u32,
+    pub(crate) first_byte_timeout_ms: u64,
+    pub(crate) idle_timeout_ms: u64,
+    pub(crate) listing_timeout_ms: u64,
+    pub(crate) flush_interval_ms: u64,
+    pub(crate) breaker_failures: u32,
+    pub(crate) breaker_open_ms: u64,
+    pub(crate) wedged_after_ms: u64,
+    pub(crate) drain_grace_ms: u64,
+}
+
+impl Settings {
+    /// The configuration with these endpoints, through the text a user would write.
+    pub(crate) fn config(&self, all: &[EndpointPlan], chosen: &[usize]) -> Config {
+        let list = |llama: bool| -> String {
+            let urls = chosen.iter().filter(|index| (all[**index].speaks == Speaks::LlamaServer) == llama);
+            let urls: Vec<String> = urls.map(|index| all[*index].url(*index)).collect();
+            urls.join(", ")
+        };
+        let seconds = |millis: u64| format!("{}.{:03}", millis / 1_000, millis % 1_000);
+        let yaml = format!(
+            "endpoints: [{}]\nllama_server_endpoints: [{}]\nmax_concurrent_connections: {}\nqueue: {}\n\
+             queue_max: {}\nqueue_timeout_secs: {}\nattempts_max: {}\nfirst_byte_timeout_secs: {}\n\
+             idle_timeout_secs: {}\nlisting_timeout_secs: {}\nflush_interval_secs: {}\nbreaker_failures: {}\n\
+             breaker_open_secs: {}\nwedged_after_secs: {}\ndrain_grace_secs: {}\n",
+            list(false),
+            list(true),
+            self.limit,
+            self.queue,
+            self.queue_max,
+            seconds(self.queue_timeout_ms),
+            self.attempts_max,
+            seconds(self.first_byte_timeout_ms),
+            seconds(self.idle_timeout_ms),
+            seconds(self.listing_timeout_ms),
+            seconds(self.flush_interval_ms),
+            self.breaker_failures,
+            seconds(self.breaker_open_ms),
+            seconds(self.wedged_after_ms),
+            seconds(self.drain_grace_ms),
+        );
+        let parsed = Config::parse(&yaml, &|_| None);
+        parsed.expect("the simulator writes configurations that are valid").0
+    }
+}
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Call {
+    OllamaChat,
+    OllamaGenerate,
+    OllamaEmbed,
+    OpenAiChat,
+    OpenAiCompletion,
+    OpenAiEmbedding,
+    Show,
+    Tags,
+    Ps,
+    Models,
+    Version,
+    Endpoints,
+}
+
+impl Call {
+    /// Route and shape of an inference; `None` for the rest.
+    pub(crate) fn inference(self) -> Option<(&'static str, Shape)> {
+        Some(match self {
+            Call::OllamaChat => ("/api/chat", Shape::OllamaChat),
+            Call::OllamaGenerate => ("/api/generate", Shape::OllamaGenerate),
+            Call::OllamaEmbed => ("/api/embed", Shape::OllamaEmbed),
+            Call::OpenAiChat => ("/v1/chat/completions", Shape::OpenAiChat),
+            Call::OpenAiCompletion => ("/v1/completions", Shape::OpenAiCompletion),
+            Call::OpenAiEmbedding => ("/v1/embeddings", Shape::OpenAiEmbedding),
+            Call::Show | Call::Tags | Call::Ps | Call::Models | Call::Version | Call::Endpoints => return None,
+        })
+    }
+}
+
+/// One request of one client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RequestPlan {
+    /// A name that stays when others are taken out of the plan.
+    pub(crate) id: u64,
+    pub(crate) at_us: u64,
+    pub(crate) instance: usize,
+    pub(crate) call: Call,
+    /// A model number; one that nobody has is an unknown model.
+    pub(crate) model: usize,
+    /// It names the model with its `:latest`.
+    pub(crate) tagged: bool,
+    pub(crate) stream: bool,
+    pub(crate) wants_usage: bool,
+    /// The client leaves after this time, wherever the answer is.
+    pub(crate) leaves_after_us: Option<u64>,
+    /// The client leaves after so many chunks.
+    pub(crate) leaves_after_chunks: Option<u32>,
+    /// The client rests for so long after each chunk.
+    pub(crate) rests_us: u64,
+    /// Tokens of the answer, each about a chunk.
+    pub(crate) tokens: u64,
+}
+
+/// Something the operator, or fate, does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ActionPlan {
+    pub(crate) at_us: u64,
+    pub(crate) what: Action,
+}
+
+/// What is done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Action {
+    Reload { instance: usize, endpoints: Vec<usize>, limit: u32, queue: bool },
+    Crash { instance: usize, down_us: u64 },
+    Restart { instance: usize, down_us: u64 },
+    Pause { instance: usize, for_us: u64 },
+    WallStep { instance: usize, by_ms: i64 },
+    Partition { instance: usize, endpoint: usize, for_us: u64 },
+    Down { endpoint: usize, for_us: u64 },
+    DiskFull { instance: usize, for_us: u64 },
+    /// The endpoint no longer has the model, or has it again.
+    Serve { endpoint: usize, model: usize, listed: bool },
+    /// The model is brought into memory or taken out.
+    Load { endpoint: usize, model: usize, loaded: bool },
+}
