@@ -39,7 +39,7 @@ enum Begun {
     /// A good answer, with its first bytes.
     Answer { status: StatusCode, headers: HeaderMap, framing: Framing, first: Bytes, rest: ByteStream },
     /// An error answer, whole.
-    Refusal(Answer),
+    Refusal(Box<Answer>),
 }
 
 impl Router {
@@ -78,11 +78,11 @@ impl Router {
             Ok(Ok(Begun::Refusal(answer))) => match judgement(answer.status) {
                 (Verdict::Sound, _) => {
                     slot.settle(Verdict::Sound, clock.now());
-                    return Ok(answer);
+                    return Ok(*answer);
                 }
                 (verdict, status) => {
                     tracing::warn!(%endpoint, %status, "endpoint refused");
-                    (verdict, Missed::Refused(Box::new(answer)))
+                    (verdict, Missed::Refused(answer))
                 }
             },
             Ok(Err(failure)) => {
@@ -106,7 +106,7 @@ impl Router {
         let response =
             response.map_err(|error| Failure::Upstream { endpoint: backend.name.clone(), error })?;
         if !response.status.is_success() {
-            return Ok(Begun::Refusal(refusal(backend, response).await?));
+            return Ok(Begun::Refusal(Box::new(refusal(backend, response).await?)));
         }
         let UpstreamResponse { status, headers, body: mut rest } = response;
         let framing = framing(&headers, request);

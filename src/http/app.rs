@@ -85,13 +85,10 @@ impl App {
 /// What every request passes: it gets its name, and the gate if there is one.
 async fn front(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let id = request_id::assign(request.headers_mut(), app.router.ports().entropy.as_ref());
-    let checked = match &app.router.fleet().config.router_api_key {
-        Some(key) => auth::check(key, &mut request),
-        None => Ok(()),
-    };
-    let mut response = match checked {
-        Ok(()) => next.run(request).await,
-        Err(refused) => refused,
+    let key = &app.router.fleet().config.router_api_key;
+    let mut response = match key.as_ref().and_then(|key| auth::refusal(key, &mut request)) {
+        Some(refused) => refused,
+        None => next.run(request).await,
     };
     response.headers_mut().insert(X_REQUEST_ID.clone(), id);
     response

@@ -12,26 +12,27 @@ use crate::config::Secret;
 
 use super::reply;
 
-/// Lets a request through without its key, or refuses it: 401 (no key) or 403 (a wrong one).
-pub(super) fn check(key: &Secret, request: &mut Request) -> Result<(), Response> {
+/// Takes the key off a request that may pass; the answer to one that may not: 401 (no key) or 403 (a
+/// wrong one).
+pub(super) fn refusal(key: &Secret, request: &mut Request) -> Option<Response> {
     let path = request.uri().path();
     if is_open(request.method(), path) {
-        return Ok(());
+        return None;
     }
     let family = reply::family_of(path);
     let given = bearer(request).or_else(|| query_key(request.uri().query()?));
     match given {
         None => {
             let message = "an API key is required: send it as `Authorization: Bearer KEY`";
-            Err(reply::error(family, StatusCode::UNAUTHORIZED, message, Some("missing_api_key")))
+            Some(reply::error(family, StatusCode::UNAUTHORIZED, message, Some("missing_api_key")))
         }
         Some(given) if bool::from(given.as_bytes().ct_eq(key.expose().as_bytes())) => {
             // It has done its work: endpoints have keys of their own.
             request.headers_mut().remove(header::AUTHORIZATION);
-            Ok(())
+            None
         }
         Some(_) => {
-            Err(reply::error(family, StatusCode::FORBIDDEN, "the API key is wrong", Some("wrong_api_key")))
+            Some(reply::error(family, StatusCode::FORBIDDEN, "the API key is wrong", Some("wrong_api_key")))
         }
     }
 }
