@@ -10,12 +10,14 @@ mod body;
 mod connection;
 mod head;
 mod pool;
+#[cfg(test)]
+mod tests;
 
 use core::future::poll_fn;
 use core::pin::Pin;
-use core::task::Poll;
+use core::task::{Context, Poll};
 use core::time::Duration;
-use std::io;
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -26,6 +28,9 @@ use self::body::BodyStream;
 use self::connection::{Connection, SCRATCH};
 use self::head::{Head, Received};
 use self::pool::Pool;
+
+/// A pooled connection that ends this soon after a request was sent on it was being closed already.
+const IDLE_CLOSE: Duration = Duration::from_secs(1);
 
 /// Where a URL leads.
 struct Target<'a> {
@@ -53,8 +58,11 @@ pub(super) struct PlainClient {
 }
 
 impl PlainClient {
+    /// Needs a tokio runtime, for the task that closes idle connections.
     pub(super) fn new(connect_timeout: Duration, idle_max: Duration) -> Self {
-        PlainClient { connect_timeout, pool: Arc::new(Pool::new(idle_max)) }
+        let pool = Arc::new(Pool::new(idle_max));
+        tokio::spawn(pool::sweep(Arc::downgrade(&pool)));
+        PlainClient { connect_timeout, pool }
     }
 
     /// Whether this client speaks the URL's scheme.
@@ -65,16 +73,19 @@ impl PlainClient {
     pub(super) async fn send(&self, request: &UpstreamRequest) -> Result<UpstreamResponse, UpstreamError> {
         let target = Target::of(&request.url)
             .ok_or_else(|| UpstreamError::Connect(format!("`{}` is not a URL", request.url)))?;
-        // The endpoint may have closed a pooled connection while this request was on its way; it has not
-        // begun an answer then, and the request is sent again on a fresh one.
-        if let Some(pooled) = self.pool.take(target.authority)
-            && let Some(response) = self.exchange(pooled, &target, request).await?
-        {
-            return Ok(response);
+        // The endpoint may have closed a pooled connection while this request was on its way to it; that
+        // shows at once, before any answer, and the request is sent again on a fresh one.
+        let began = Instant::now();
+        if let Some(pooled) = self.pool.take(target.authority) {
+            if let Some(response) = self.exchange(pooled, &target, request).await? {
+                return Ok(response);
+            }
+            if began.elapsed() > IDLE_CLOSE {
+                return Err(closed());
+            }
         }
         let fresh = Connection::open(target.authority, self.connect_timeout).await?;
-        let answered = self.exchange(fresh, &target, request).await?;
-        answered.ok_or_else(|| UpstreamError::Broken("the connection closed without an answer".into()))
+        self.exchange(fresh, &target, request).await?.ok_or_else(closed)
     }
 
     /// Sends the request on `connection` and reads the head of the answer. `None`: the connection ended
@@ -85,62 +96,89 @@ impl PlainClient {
         target: &Target<'_>,
         request: &UpstreamRequest,
     ) -> Result<Option<UpstreamResponse>, UpstreamError> {
-        let message = head::encode(request, target.path, target.authority);
-        // An endpoint that refuses a body may have said why before it closed; reading finds out.
-        let _ = write(&mut connection, &message, request).await;
-        let Some((head, rest)) = read_head(&mut connection).await? else { return Ok(None) };
+        let mut outgoing = Outgoing::new(request, target);
+        let mut received = Received::default();
+        let begun = poll_fn(|cx| {
+            outgoing.poll_write(&mut connection, cx);
+            poll_head(&mut connection, &mut received, cx)
+        });
+        let Some((head, rest)) = begun.await? else { return Ok(None) };
         let Head { status, headers, framing, reusable } = head;
-        let home = reusable.then(|| (Arc::clone(&self.pool), target.authority));
+        // After an early answer the endpoint still expects the rest of this request: nothing else may
+        // be sent to it on this connection.
+        let home = (reusable && outgoing.is_sent()).then(|| (Arc::clone(&self.pool), target.authority));
         let body = Box::pin(BodyStream::new(connection, framing, rest, home));
         Ok(Some(UpstreamResponse { status, headers, body }))
     }
 }
 
-/// Writes head and body; stops early, without an error, when the endpoint begins to answer.
-async fn write(connection: &mut Connection, head: &[u8], request: &UpstreamRequest) -> io::Result<()> {
-    // A small body travels in the head's packet.
-    let body: &[u8] = if head::carries_body(&request.body) { &[] } else { &request.body };
-    for mut bytes in [head, body] {
-        while !bytes.is_empty() {
-            let written = poll_fn(|cx| match Pin::new(&mut connection.stream).poll_write(cx, bytes) {
-                Poll::Pending => connection.stream.poll_read_ready(cx).map_ok(|()| 0),
-                ready => ready,
-            });
-            match written.await? {
-                0 => return Ok(()),
-                n => bytes = &bytes[n..],
-            }
-        }
-    }
-    Ok(())
+fn closed() -> UpstreamError {
+    UpstreamError::Broken("the connection closed without an answer".into())
 }
 
-/// Reads until the head is whole. `None`: the connection ended before the first byte.
-async fn read_head(connection: &mut Connection) -> Result<Option<(Head, Vec<u8>)>, UpstreamError> {
-    let mut received = Received::default();
-    loop {
-        let step = poll_fn(|cx| {
-            SCRATCH.with_borrow_mut(|scratch| {
-                let mut buffer = ReadBuf::new(scratch);
-                match Pin::new(&mut connection.stream).poll_read(cx, &mut buffer) {
-                    Poll::Pending => Poll::Pending,
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                    Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Ok(None)),
-                    Poll::Ready(Ok(())) => Poll::Ready(Ok(Some(received.parse(buffer.filled())))),
-                }
-            })
-        });
-        match step.await {
-            Ok(Some(parsed)) => {
-                if let Some(whole) = parsed? {
-                    return Ok(Some(whole));
-                }
+/// A request being written. It goes on being written while the endpoint already talks (interim heads, or
+/// a final answer to a body it will not read).
+struct Outgoing<'a> {
+    head: Vec<u8>,
+    body: &'a [u8],
+    /// Bytes written of head and body together.
+    written: usize,
+    failed: bool,
+}
+
+impl<'a> Outgoing<'a> {
+    fn new(request: &'a UpstreamRequest, target: &Target<'_>) -> Self {
+        let head = head::encode(request, target.path, target.authority);
+        // A small body travels in the head's packet.
+        let body: &[u8] = if head::carries_body(&request.body) { &[] } else { &request.body };
+        Outgoing { head, body, written: 0, failed: false }
+    }
+
+    fn is_sent(&self) -> bool {
+        !self.failed && self.written == self.head.len() + self.body.len()
+    }
+
+    /// Writes what the connection takes. A failure is no error yet: the endpoint may have said why.
+    fn poll_write(&mut self, connection: &mut Connection, cx: &mut Context<'_>) {
+        while !self.failed && !self.is_sent() {
+            let rest = match self.written.checked_sub(self.head.len()) {
+                Some(of_body) => &self.body[of_body..],
+                None => &self.head[self.written..],
+            };
+            match Pin::new(&mut connection.stream).poll_write(cx, rest) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(n)) if n > 0 => self.written += n,
+                Poll::Ready(_) => self.failed = true,
             }
-            Ok(None) | Err(_) if received.is_empty() => return Ok(None),
-            Ok(None) => {
-                return Err(UpstreamError::Broken("it ended in the middle of the answer's head".into()));
-            }
-            Err(error) => return Err(UpstreamError::Broken(error.to_string())),
         }
     }
+}
+
+/// Reads until the final head is whole. `None`: the connection ended before the first byte.
+fn poll_head(
+    connection: &mut Connection,
+    received: &mut Received,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Option<(Head, Vec<u8>)>, UpstreamError>> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        loop {
+            let mut buffer = ReadBuf::new(scratch);
+            let ended = match Pin::new(&mut connection.stream).poll_read(cx, &mut buffer) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    match received.parse(buffer.filled())? {
+                        Some(whole) => return Poll::Ready(Ok(Some(whole))),
+                        None => continue,
+                    }
+                }
+                Poll::Ready(Ok(())) => "it ended in the middle of the answer's head".to_owned(),
+                Poll::Ready(Err(error)) => error.to_string(),
+            };
+            return Poll::Ready(if received.is_empty() {
+                Ok(None)
+            } else {
+                Err(UpstreamError::Broken(ended))
+            });
+        }
+    })
 }

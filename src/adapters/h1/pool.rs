@@ -1,18 +1,23 @@
 //! Idle connections by authority, the one used last first.
 //!
 //! One shelf per thread that serves requests: a connection goes back to where its wake-ups are heard.
+//! A sweep closes what has been idle for too long or was closed by the endpoint, so that neither an
+//! endpoint that went away nor one that left the configuration keeps sockets open.
 
 use core::cell::Cell;
 use core::time::Duration;
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, Weak};
 use std::time::Instant;
 
 use super::connection::Connection;
 
 /// Idle connections kept per authority and thread.
-const IDLE_MAX: usize = 256;
+const IDLE_MAX: usize = 128;
+
+/// Between two sweeps.
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// Shelves; threads beyond that share one.
 const SHELVES: usize = 32;
@@ -23,6 +28,17 @@ type Shelf = BTreeMap<String, Vec<(Connection, Instant)>>;
 pub(super) struct Pool {
     idle_max: Duration,
     shelves: [Mutex<Shelf>; SHELVES],
+}
+
+/// Closes idle connections from time to time, for as long as somebody holds the pool.
+pub(super) async fn sweep(pool: Weak<Pool>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        match pool.upgrade() {
+            Some(pool) => pool.close_idle(),
+            None => return,
+        }
+    }
 }
 
 thread_local! {
@@ -65,6 +81,22 @@ impl Pool {
         if idle.len() < IDLE_MAX {
             idle.push((connection, Instant::now()));
         }
+    }
+
+    pub(super) fn close_idle(&self) {
+        for shelf in &self.shelves {
+            let mut shelf = shelf.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            shelf.retain(|_, idle| {
+                idle.retain(|(connection, since)| since.elapsed() < self.idle_max && connection.is_quiet());
+                !idle.is_empty()
+            });
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> usize {
+        let count = |shelf: &Mutex<Shelf>| shelf.lock().unwrap().values().map(Vec::len).sum::<usize>();
+        self.shelves.iter().map(count).sum()
     }
 
     fn shelf(&self) -> std::sync::MutexGuard<'_, Shelf> {
