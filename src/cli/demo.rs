@@ -3,6 +3,8 @@
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use crate::adapters::memory::MemoryStore;
 use crate::config::Config;
 use crate::core::sync::Arc;
@@ -33,10 +35,16 @@ async fn demo(listen: SocketAddr) -> Result<(), CliError> {
     let (config, _) = Config::parse(&yaml, &|_| None).expect("the demo's own configuration is good");
     let instance = Instance::start(config, listen, Arc::new(MemoryStore::new())).await?;
     println!("{}", guide(instance.address(), &ollama, &openai));
+    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Signals)?;
+    #[expect(clippy::async_yields_async, reason = "the second future is when to stop waiting: at once")]
     let stop = async {
-        if let Err(error) = tokio::signal::ctrl_c().await {
-            tracing::error!(%error, "Ctrl-C cannot be heard; stopping");
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
+        // There is nothing to wait for in a demo.
+        core::future::ready(())
     };
     Ok(instance.run(stop).await?)
 }

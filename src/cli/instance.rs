@@ -78,15 +78,21 @@ impl Instance {
         &self.router
     }
 
-    /// Serves until `stop` completes; then stops accepting, lets running answers end within the
-    /// grace time, and only after the last of them stores the token counts.
-    pub(super) async fn run(self, stop: impl Future<Output = ()>) -> Result<(), InstanceError> {
+    /// Serves until `stop` completes; then stops accepting, lets running answers end within the grace
+    /// time (or until the future that `stop` gave completes), and only after the last of them stores
+    /// the token counts.
+    pub(super) async fn run<Hurry: Future<Output = ()>>(
+        self,
+        stop: impl Future<Output = Hurry>,
+    ) -> Result<(), InstanceError> {
         let router = self.router;
-        let config = router.fleet().config.clone();
-        let limits = Limits {
-            header_timeout: config.header_timeout,
-            stall_timeout: config.idle_timeout,
-            grace: config.drain_grace,
+        let limits = || {
+            let config = &router.fleet().config;
+            Limits {
+                header_timeout: config.header_timeout,
+                stall_timeout: config.idle_timeout,
+                grace: config.drain_grace,
+            }
         };
         let warming = tokio::spawn({
             let router = Arc::clone(&router);
@@ -98,8 +104,7 @@ impl Instance {
         });
         let stopped = server::serve(self.listener, App::new(Arc::clone(&router)), limits, stop).await;
         if stopped == Stopped::CutOff {
-            let grace = limits.grace;
-            tracing::warn!(?grace, "answers were still running when the grace time ended; they were cut off");
+            tracing::warn!("answers were still running when the grace time ended; they were cut off");
         }
         for task in [warming, flusher] {
             task.abort();

@@ -27,7 +27,7 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
 }
 
 async fn serve(config: Config, args: &ServeArgs) -> Result<(), CliError> {
-    let mut signals = Signals::install().map_err(CliError::Signals)?;
+    let signals = Signals::install().map_err(CliError::Signals)?;
     let store = open(&args.data, args.recover)?;
     let instance = Instance::start(config, args.listen, Arc::new(store)).await?;
     println!("pointsman listens on http://{}", instance.address());
@@ -62,8 +62,9 @@ impl Signals {
         })
     }
 
-    /// Completes when the process is told to stop; reloads `path` at each SIGHUP until then.
-    async fn stop(&mut self, router: &Router, path: &Path) {
+    /// Completes when the process is told to stop; reloads `path` at each SIGHUP until then. The future
+    /// it gives completes when the process is told again.
+    async fn stop(mut self, router: &Router, path: &Path) -> impl Future<Output = ()> + use<> {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => break,
@@ -71,7 +72,15 @@ impl Signals {
                 _ = self.hangup.recv() => reload(router, path),
             }
         }
-        tracing::info!("stopping: no new connections; running answers may end");
+        tracing::info!(
+            "stopping: no new connections; running answers may end; a second signal cuts them off"
+        );
+        async move {
+            tokio::select! {
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+            }
+        }
     }
 }
 

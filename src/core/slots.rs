@@ -17,6 +17,9 @@ use super::signal::{Listener, Signal};
 use super::sync::{Arc, Guard, Lock, Rank};
 use super::time::Instant;
 
+/// The shortest time between two rechecks of the queue: everybody who waits asks for them, one does for all.
+const RECHECK_GAP: Duration = Duration::from_millis(500);
+
 /// How many requests may go where, and what health means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -89,6 +92,8 @@ struct State {
     finished: u64,
     /// The newest time any caller brought, for those that bring none (drops).
     now: Instant,
+    /// When the queue was last looked through because somebody who waits asked for it.
+    rechecked: Option<Instant>,
     /// Reused by each choice.
     standings: Vec<Standing>,
 }
@@ -130,6 +135,7 @@ impl Slots {
             admitted: 0,
             finished: 0,
             now: Instant::ORIGIN,
+            rechecked: None,
             standings: Vec::new(),
         };
         Slots { state: Lock::new(Rank::Slots, state), changed: Signal::new() }
@@ -182,10 +188,15 @@ impl Slots {
     }
 
     /// Lets those in the queue look again at `now`. Whoever waits calls this from time to time,
-    /// because a breaker's pause ends, and a wedged endpoint moves, without anybody's call.
+    /// because a breaker's pause ends, and a wedged endpoint moves, without anybody's call. At most one
+    /// such call in [`RECHECK_GAP`] costs anything.
     pub fn recheck(&self, now: Instant) {
         let mut state = self.state.lock();
         state.now = state.now.max(now);
+        if state.rechecked.is_some_and(|last| now.since(last) < RECHECK_GAP) {
+            return;
+        }
+        state.rechecked = Some(now);
         let woken = state.serve_queue();
         self.announce(state, woken);
     }

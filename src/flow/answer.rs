@@ -75,6 +75,8 @@ pub struct AnswerBody {
 
 /// What is given back when the answer ends.
 struct Ticket {
+    /// The request's name in logs.
+    id: Arc<str>,
     router: Arc<Router>,
     slot: Slot,
     endpoint: EndpointName,
@@ -103,12 +105,23 @@ pub(super) struct Parts {
     pub(super) streamed: bool,
     pub(super) hide_usage: bool,
     pub(super) idle_timeout: Duration,
+    pub(super) id: Arc<str>,
 }
 
 impl AnswerBody {
     pub(super) fn new(parts: Parts) -> AnswerBody {
-        let Parts { router, slot, endpoint, upstream, first, framing, streamed, hide_usage, idle_timeout } =
-            parts;
+        let Parts {
+            router,
+            slot,
+            endpoint,
+            upstream,
+            first,
+            framing,
+            streamed,
+            hide_usage,
+            idle_timeout,
+            id,
+        } = parts;
         let mut tap = Tap::new(framing, hide_usage);
         let first = Some(tap.push(first)).filter(|bytes| !bytes.is_empty());
         AnswerBody {
@@ -117,25 +130,16 @@ impl AnswerBody {
             tap,
             framing,
             streamed,
-            ticket: Some(Ticket { router, slot, endpoint, on_end: None }),
+            ticket: Some(Ticket { id, router, slot, endpoint, on_end: None }),
             silence: Silence { limit: idle_timeout, since: None, alarm: None },
         }
     }
 
-    /// Bytes that are all there.
+    /// Bytes that are all there, of an answer that holds no slot any more.
     pub(super) fn whole(bytes: Bytes) -> AnswerBody {
-        AnswerBody::slotless(None, Some(bytes))
-    }
-
-    /// An answer that holds no slot: passed on as it is.
-    pub(super) fn passing(upstream: ByteStream) -> AnswerBody {
-        AnswerBody::slotless(Some(upstream), None)
-    }
-
-    fn slotless(upstream: Option<ByteStream>, first: Option<Bytes>) -> AnswerBody {
         AnswerBody {
-            upstream,
-            first,
+            upstream: None,
+            first: Some(bytes),
             tap: Tap::new(Framing::Json, false),
             framing: Framing::Json,
             streamed: false,
@@ -156,7 +160,7 @@ impl AnswerBody {
     fn end(&mut self, outcome: Outcome) {
         self.upstream = None;
         self.silence.alarm = None;
-        let Some(Ticket { router, slot, endpoint, on_end }) = self.ticket.take() else { return };
+        let Some(Ticket { router, slot, endpoint, on_end, .. }) = self.ticket.take() else { return };
         // The client may leave between the final line and the end of the body: it had everything.
         let outcome =
             if outcome == Outcome::Cancelled && self.tap.complete() { Outcome::Answered } else { outcome };
@@ -180,14 +184,11 @@ impl AnswerBody {
 
     /// The endpoint failed on the way: say so in the protocol, or cut the connection.
     fn break_off(&mut self, why: String) -> Option<Result<Bytes, BrokeOff>> {
-        let endpoint = match &self.ticket {
-            Some(ticket) => ticket.endpoint.clone(),
-            None => "the endpoint".into(),
-        };
+        let Ticket { id, endpoint, .. } = self.ticket.as_ref()?;
+        let broke_off = BrokeOff { endpoint: endpoint.clone(), why };
+        tracing::warn!(request_id = %id, error = %broke_off, "answer broken off");
         let mid_line = self.tap.mid_line();
         self.end(Outcome::Failed);
-        let broke_off = BrokeOff { endpoint, why };
-        tracing::warn!(error = %broke_off, "answer broken off");
         if !self.streamed {
             return Some(Err(broke_off));
         }
@@ -196,7 +197,7 @@ impl AnswerBody {
 
     /// The endpoint's body ended.
     fn ended(&mut self) -> Option<Result<Bytes, BrokeOff>> {
-        if self.ticket.is_some() && !self.tap.complete() && !self.tap.failed() {
+        if !self.tap.complete() && !self.tap.failed() {
             return self.break_off("it ended before its message was whole".to_owned());
         }
         let held = self.tap.finish();

@@ -21,8 +21,8 @@ use super::headers;
 use super::infer::{Inference, Target};
 use super::router::Router;
 
-/// The largest error answer that is passed on, in bytes.
-const REFUSAL_MAX: usize = 1 << 20;
+/// The largest answer that is read whole before it is passed on, in bytes.
+const WHOLE_MAX: usize = 16 << 20;
 
 /// One attempt's end, if it was no answer.
 pub(super) enum Missed {
@@ -52,7 +52,7 @@ impl Router {
         mut slot: Slot,
     ) -> Result<Answer, Missed> {
         let clock = &self.ports.clock;
-        let endpoint = target.backend.name.clone();
+        let (endpoint, id) = (target.backend.name.clone(), &request.id);
         let began = clock.now();
         let after = fleet.config.first_byte_timeout;
         slot.wait(began);
@@ -72,6 +72,7 @@ impl Router {
                     streamed,
                     hide_usage: request.ask.stream && !request.ask.usage_wanted(),
                     idle_timeout: fleet.config.idle_timeout,
+                    id: request.id.clone(),
                 });
                 return Ok(Answer { status, headers, body });
             }
@@ -81,17 +82,17 @@ impl Router {
                     return Ok(*answer);
                 }
                 (verdict, status) => {
-                    tracing::warn!(%endpoint, %status, "endpoint refused");
+                    tracing::warn!(request_id = %id, %endpoint, %status, "endpoint refused");
                     (verdict, Missed::Refused(answer))
                 }
             },
             Ok(Err(failure)) => {
-                tracing::warn!(%failure, "no answer");
+                tracing::warn!(request_id = %id, %failure, "no answer");
                 (Verdict::Faulty, Missed::Failed(failure))
             }
             Err(Elapsed) => {
                 let failure = Failure::FirstByteTimeout { endpoint, after };
-                tracing::warn!(%failure, "no answer");
+                tracing::warn!(request_id = %id, %failure, "no answer");
                 (Verdict::Faulty, Missed::Final(failure))
             }
         };
@@ -105,8 +106,11 @@ impl Router {
         let response = self.ports.upstream.send(upstream_request(request, target)).await;
         let response =
             response.map_err(|error| Failure::Upstream { endpoint: backend.name.clone(), error })?;
+        if response.status.is_redirection() {
+            return Err(Failure::Nonsense { endpoint: backend.name.clone(), what: "a redirection" });
+        }
         if !response.status.is_success() {
-            return Ok(Begun::Refusal(Box::new(refusal(backend, response).await?)));
+            return Ok(Begun::Refusal(Box::new(whole(backend, response).await?)));
         }
         let UpstreamResponse { status, headers, body: mut rest } = response;
         let framing = framing(&headers, request);
@@ -134,14 +138,15 @@ fn judgement(status: StatusCode) -> (Verdict, StatusCode) {
     (verdict, status)
 }
 
-/// An endpoint's own words for an error, with its key masked should they repeat it.
-pub(super) async fn refusal(backend: &Backend, response: UpstreamResponse) -> Result<Answer, Failure> {
+/// A small answer, an error mostly, as a whole: in the endpoint's own words, with its key masked should
+/// they repeat it.
+pub(super) async fn whole(backend: &Backend, response: UpstreamResponse) -> Result<Answer, Failure> {
     let UpstreamResponse { status, mut headers, body: mut chunks } = response;
     let mut body = Vec::new();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| Failure::Upstream { endpoint: backend.name.clone(), error })?;
-        if body.len() + chunk.len() > REFUSAL_MAX {
-            return Err(Failure::Nonsense { endpoint: backend.name.clone(), what: "an endless error" });
+        if body.len() + chunk.len() > WHOLE_MAX {
+            return Err(Failure::Nonsense { endpoint: backend.name.clone(), what: "more than it should" });
         }
         body.extend_from_slice(&chunk);
     }
@@ -215,7 +220,7 @@ mod tests {
         let fleet = backend("endpoints: [http://a]\napi_keys: {\"http://a\": sk-secret}\n");
         let (status, headers) = (StatusCode::UNAUTHORIZED, HeaderMap::new());
         let response = UpstreamResponse { status, headers, body: Box::pin(stream::iter(chunks)) };
-        let answer = refusal(&fleet.backends[0], response).now_or_never().unwrap()?;
+        let answer = whole(&fleet.backends[0], response).now_or_never().unwrap()?;
         let chunks: Vec<_> = answer.body.map(|chunk| chunk.unwrap()).collect().now_or_never().unwrap();
         Ok(chunks.concat())
     }

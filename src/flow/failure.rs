@@ -142,15 +142,23 @@ impl Failure {
     }
 }
 
+/// At most twenty are named.
 fn join(endpoints: &[EndpointName]) -> String {
-    let names: Vec<&str> = endpoints.iter().map(EndpointName::as_str).collect();
+    let mut names: Vec<String> = endpoints.iter().take(20).map(EndpointName::to_string).collect();
+    if endpoints.len() > names.len() {
+        names.push(format!("and {} more", endpoints.len() - names.len()));
+    }
     names.join(", ")
 }
 
+/// At most five are named: `/health` shows all of them.
 fn unreachable(failed: &[(EndpointName, String)]) -> String {
     if failed.is_empty() {
         return String::new();
     }
-    let each: Vec<String> = failed.iter().map(|(endpoint, why)| format!("{endpoint}: {why}")).collect();
+    let mut each: Vec<String> = failed.iter().take(5).map(|(name, why)| format!("{name}: {why}")).collect();
+    if failed.len() > each.len() {
+        each.push(format!("and {} more", failed.len() - each.len()));
+    }
     format!("; could not be asked: {}", each.join("; "))
 }

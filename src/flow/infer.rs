@@ -7,12 +7,12 @@ use core::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join_all, select};
 use futures_util::stream::FuturesUnordered;
 use http::HeaderMap;
 
 use crate::core::names::EndpointId;
-use crate::core::slots::{Candidate, Reservation, Slot};
+use crate::core::slots::{Candidate, Reservation, Slot, Ticket};
 use crate::core::sync::Arc;
 use crate::wire::request::{Ask, Shape};
 use crate::wire::{Family, Kind};
@@ -33,8 +33,8 @@ const RECHECK: Duration = Duration::from_secs(1);
 /// pulled.
 const DOUBT: Duration = Duration::from_secs(5);
 
-/// Once somebody serves the model, how much longer is waited to learn more: for the first listings of
-/// other endpoints, or for which of several has the model in memory.
+/// With an endpoint found that serves the model, how long after the request began is waited to learn
+/// more: for the first listings of others, and then for which of several has the model in memory.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A request for inference.
@@ -49,6 +49,8 @@ pub struct Inference {
     pub body: Bytes,
     /// What was read of them.
     pub ask: Ask,
+    /// The request's name in logs.
+    pub id: Arc<str>,
 }
 
 /// An endpoint that serves the model, and the model's name there.
@@ -63,27 +65,39 @@ impl Router {
     /// Routes one request. Completes with the head of an answer once its first byte is there.
     /// Dropping the future cancels whatever is under way.
     pub async fn infer(&self, request: Inference) -> Result<Answer, Failure> {
-        let fleet = self.fleet();
+        loop {
+            match self.infer_with(&self.fleet(), &request).await {
+                Ok(answer) => return Ok(answer),
+                Err(Unanswered::Failed(failure)) => return Err(failure),
+                Err(Unanswered::Reloaded) => {
+                    tracing::info!(request_id = %request.id, "the endpoints changed; routing anew");
+                }
+            }
+        }
+    }
+
+    async fn infer_with(&self, fleet: &Arc<Fleet>, request: &Inference) -> Result<Answer, Unanswered> {
         let model = request.ask.model.as_str();
-        let mut targets = self.targets(&fleet, model, request.shape.family()).await?;
+        let mut targets = self.targets(fleet, model, request.shape.family()).await?;
         let mut missed = None;
         for attempt in 1..=fleet.config.attempts_max.max(1) {
-            let slot = match self.slot(&fleet, model, &targets).await {
+            let slot = match self.slot(fleet, model, &targets).await {
                 Ok(slot) => slot,
-                Err(failure) => return missed.unwrap_or(Err(failure)),
+                Err(unanswered) => return missed.unwrap_or(Err(unanswered)),
             };
             let target = target_of(&targets, slot.endpoint()).clone();
-            match self.attempt(&fleet, &request, &target, slot).await {
+            match self.attempt(fleet, request, &target, slot).await {
                 Ok(answer) => return Ok(answer),
-                Err(Missed::Final(failure)) => return Err(failure),
+                Err(Missed::Final(failure)) => return Err(failure.into()),
                 Err(Missed::Refused(answer)) => missed = Some(Ok(*answer)),
-                Err(Missed::Failed(failure)) => missed = Some(Err(failure)),
+                Err(Missed::Failed(failure)) => missed = Some(Err(failure.into())),
             }
             targets.retain(|other| other.backend.id != target.backend.id);
             if targets.is_empty() {
                 break;
             }
-            tracing::info!(endpoint = %target.backend.name, model, attempt, "trying another endpoint");
+            let endpoint = &target.backend.name;
+            tracing::info!(request_id = %request.id, %endpoint, model, attempt, "trying another endpoint");
         }
         missed.expect("every attempt that is not returned is remembered")
     }
@@ -129,7 +143,7 @@ impl Router {
                 }
             }
         }
-        let mut last_call = clock.now() + PATIENCE;
+        let last_call = clock.now() + PATIENCE;
         while !unknown.is_empty() {
             let until_when = if found.is_empty() { deadline } else { last_call.min(deadline) };
             let Ok(Some((backend, answer))) = until(clock.as_ref(), until_when, unknown.next()).await else {
@@ -138,7 +152,6 @@ impl Router {
             if let Ok(Known::Answer(listing, _)) = answer {
                 found.extend(target(backend, listing.find(model)));
             }
-            last_call = last_call.max(clock.now());
         }
         drop(unknown);
         self.look_who_has_it_loaded(&mut found).await;
@@ -177,9 +190,7 @@ impl Router {
     /// Nobody is known to serve `model`: ask again where the listing is not brand new, then decide.
     async fn serving_now(&self, fleet: &Fleet, model: &str) -> Result<Vec<Target>, Failure> {
         let deadline = self.ports.clock.now() + fleet.config.listing_timeout;
-        for backend in &fleet.backends {
-            self.doubt(&AVAILABLE, backend, DOUBT, deadline).await;
-        }
+        join_all(fleet.backends.iter().map(|backend| self.doubt(&AVAILABLE, backend, DOUBT, deadline))).await;
         let (mut found, mut asked, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         for (backend, known) in self.ask_all(&AVAILABLE, &fleet.backends, fleet.config.listing_timeout).await
         {
@@ -203,37 +214,73 @@ impl Router {
     }
 
     /// Chooses and reserves (rules 3 to 5), waiting in the queue if it must.
-    async fn slot(&self, fleet: &Fleet, model: &str, targets: &[Target]) -> Result<Slot, Failure> {
+    async fn slot(&self, fleet: &Arc<Fleet>, model: &str, targets: &[Target]) -> Result<Slot, Unanswered> {
         let clock = &self.ports.clock;
         let began = clock.now();
         let candidates = targets.iter().map(|target| target.candidate.clone()).collect();
         let model = || model.to_owned();
-        match self.usage.slots().reserve(candidates, began, self.ports.entropy.next_u64()) {
-            Reservation::Slot(slot) => Ok(slot),
-            Reservation::QueueFull { waiting } => Err(Failure::QueueFull { model: model(), waiting }),
-            Reservation::Unhealthy { retry_at } => Err(Failure::Unhealthy {
+        let failure = match self.usage.slots().reserve(candidates, began, self.ports.entropy.next_u64()) {
+            Reservation::Slot(slot) => return Ok(slot),
+            Reservation::Queued(ticket) => return self.queue(fleet, model(), targets, ticket).await,
+            Reservation::QueueFull { waiting } => Failure::QueueFull { model: model(), waiting },
+            Reservation::Unhealthy { .. } if !self.are_configured(targets) => {
+                return Err(Unanswered::Reloaded);
+            }
+            Reservation::Unhealthy { retry_at } => Failure::Unhealthy {
                 model: model(),
                 endpoints: targets.iter().map(|target| target.backend.name.clone()).collect(),
                 retry_after: retry_at.map_or(RECHECK, |at| at.since(began)),
-            }),
-            Reservation::Queued(mut ticket) => {
-                let waited = fleet.config.queue_timeout;
-                let deadline = began + waited;
-                loop {
-                    let pause = clock.sleep_until(deadline.min(clock.now() + RECHECK));
-                    if let Either::Left((slot, _)) = select(pin!(ticket.granted()), pause).await {
-                        return Ok(slot);
-                    }
-                    let now = clock.now();
-                    if now >= deadline {
-                        return ticket
-                            .leave()
-                            .ok_or_else(|| Failure::QueueTimeout { model: model(), waited });
-                    }
-                    self.usage.slots().recheck(now);
-                }
+            },
+        };
+        Err(failure.into())
+    }
+
+    /// Waits for a slot. A reload that takes away every endpoint waited for ends the wait.
+    async fn queue(
+        &self,
+        fleet: &Fleet,
+        model: String,
+        targets: &[Target],
+        mut ticket: Ticket,
+    ) -> Result<Slot, Unanswered> {
+        let clock = &self.ports.clock;
+        let waited = fleet.config.queue_timeout;
+        let deadline = clock.now() + waited;
+        loop {
+            let reloaded = self.reloaded();
+            if !self.are_configured(targets) {
+                return ticket.leave().ok_or(Unanswered::Reloaded);
             }
+            let pause = select(clock.sleep_until(deadline.min(clock.now() + RECHECK)), reloaded);
+            if let Either::Left((slot, _)) = select(pin!(ticket.granted()), pause).await {
+                return Ok(slot);
+            }
+            let now = clock.now();
+            if now >= deadline {
+                return ticket.leave().ok_or_else(|| Failure::QueueTimeout { model, waited }.into());
+            }
+            self.usage.slots().recheck(now);
         }
+    }
+
+    /// Whether any of these endpoints is in the configuration now in force.
+    fn are_configured(&self, targets: &[Target]) -> bool {
+        let fleet = self.fleet();
+        targets.iter().any(|target| fleet.get(target.backend.id).is_some())
+    }
+}
+
+/// Why a request has no answer yet.
+enum Unanswered {
+    /// It will have none.
+    Failed(Failure),
+    /// Every endpoint it could have gone to has left the configuration.
+    Reloaded,
+}
+
+impl From<Failure> for Unanswered {
+    fn from(failure: Failure) -> Self {
+        Unanswered::Failed(failure)
     }
 }
 

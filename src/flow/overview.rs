@@ -14,8 +14,8 @@ use crate::core::sync::Arc;
 use crate::ports::UpstreamRequest;
 use crate::wire::{Family, Kind, listing};
 
-use super::answer::{Answer, AnswerBody};
-use super::attempt::refusal;
+use super::answer::Answer;
+use super::attempt::whole;
 use super::deadline::{Elapsed, within};
 use super::failure::Failure;
 use super::fleet::{Backend, Listing};
@@ -132,13 +132,7 @@ impl Router {
             let endpoint = backend.name.clone();
             let answer = within(self.ports.clock.as_ref(), limit, async {
                 let response = self.ports.upstream.send(request).await;
-                let mut response = response.map_err(|error| Failure::Upstream { endpoint, error })?;
-                if !response.status.is_success() {
-                    return refusal(&backend, response).await;
-                }
-                headers::to_client(&mut response.headers, true);
-                let (status, headers) = (response.status, response.headers);
-                Ok(Answer { status, headers, body: AnswerBody::passing(response.body) })
+                whole(&backend, response.map_err(|error| Failure::Upstream { endpoint, error })?).await
             });
             match answer.await {
                 Ok(Ok(answer)) => return Ok(answer),

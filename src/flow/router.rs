@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::core::breaker;
 use crate::core::ledger::Ledger;
 use crate::core::names::EndpointName;
+use crate::core::signal::{Listener, Signal};
 use crate::core::slots::{Limits, Slots};
 use crate::core::sync::{Arc, Lock, Rank, Weak};
 use crate::core::usage::Usage;
@@ -38,6 +39,8 @@ pub struct Router {
     pub(super) usage: Usage,
     /// Replaced as a whole by [`Router::reload`]; requests under way keep the one they began with.
     fleet: Lock<Arc<Fleet>>,
+    /// Notified after each replacement.
+    reloaded: Signal,
     /// For tasks the router starts for itself.
     this: Weak<Router>,
 }
@@ -62,6 +65,7 @@ impl Router {
             ports,
             usage,
             fleet: Lock::new(Rank::Fleet, Arc::new(fleet)),
+            reloaded: Signal::new(),
             this: Weak::clone(this),
         }))
     }
@@ -69,9 +73,17 @@ impl Router {
     /// Puts another configuration in force without dropping a request: endpoints that stay keep
     /// their counts, breakers and listings.
     pub fn reload(&self, config: Config) {
-        let mut fleet = self.fleet.lock();
-        let slots = self.usage.slots();
-        *fleet = Arc::new(Fleet::new(config, &fleet, |limits, names| slots.configure(limits, names)));
+        {
+            let mut fleet = self.fleet.lock();
+            let slots = self.usage.slots();
+            *fleet = Arc::new(Fleet::new(config, &fleet, |limits, names| slots.configure(limits, names)));
+        }
+        self.reloaded.notify();
+    }
+
+    /// A future for the next reload. Make it before looking at the fleet.
+    pub(super) fn reloaded(&self) -> Listener {
+        self.reloaded.listen()
     }
 
     /// The fleet now in force.

@@ -5,9 +5,9 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
+use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::core::signal::{Listener, Signal};
 use crate::core::sync::Arc;
 use crate::flow::router::Router;
 use crate::wire::request::Shape;
@@ -21,8 +21,8 @@ use super::{auth, inference, overview, reply, request_id, usage};
 pub struct App {
     pub(super) router: Arc<Router>,
     pub(super) metrics: Arc<Metrics>,
-    /// Notified when the server stops: streams that would never end by themselves end then.
-    stopping: Signal,
+    /// True once the server stops: streams that would never end by themselves end then.
+    stopping: Arc<watch::Sender<bool>>,
 }
 
 /// Inference routes: the path, which is the same upstream, and what its body looks like.
@@ -40,16 +40,16 @@ impl App {
     /// The app over a running router.
     pub fn new(router: Arc<Router>) -> App {
         let metrics = Arc::new(Metrics::new(Arc::clone(&router)));
-        App { router, metrics, stopping: Signal::new() }
+        App { router, metrics, stopping: Arc::new(watch::Sender::new(false)) }
     }
 
     /// Ends the streams that would never end by themselves.
     pub fn stop(&self) {
-        self.stopping.notify();
+        self.stopping.send_replace(true);
     }
 
-    pub(super) fn stopping(&self) -> Listener {
-        self.stopping.listen()
+    pub(super) fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
     }
 
     /// The routes as a service.
@@ -76,8 +76,8 @@ impl App {
             .route("/", get(|| async { "pointsman is running\n" }))
             .fallback(unknown_route)
             .method_not_allowed_fallback(wrong_method)
-            .layer(middleware::from_fn_with_state(self.clone(), front))
             .layer(CatchPanicLayer::custom(reply::panicked))
+            .layer(middleware::from_fn_with_state(self.clone(), front))
             .with_state(self.clone())
     }
 }

@@ -10,48 +10,41 @@ use crate::flow::infer::Inference;
 use crate::wire::request::{Ask, Shape};
 
 use super::app::App;
-use super::request_id::X_REQUEST_ID;
-use super::{body, reply};
+use super::{body, reply, request_id};
 
 /// Answers one request on `path`, whose body looks like `shape`.
 pub(super) async fn answer(app: App, path: &'static str, shape: Shape, request: Request) -> Response {
+    let running = app.metrics.begin(path);
     let (parts, stream) = request.into_parts();
-    let ports = app.router.ports();
-    let id = parts.headers.get(&X_REQUEST_ID).cloned();
-    let began = ports.clock.now();
+    let id = request_id::of(&parts.headers);
     let family = shape.family();
     let answered = async {
         let config = &app.router.fleet().config;
-        let bytes = body::read(&parts.headers, stream, config.body_limit_bytes, config.header_timeout)
-            .await
-            .map_err(|error| {
-                (reply::error(family, error.status(), &error.to_string(), Some(error.code())), error.code())
-            })?;
-        let ask = Ask::parse(shape, &bytes).map_err(|bad| {
-            (
-                reply::error(family, StatusCode::BAD_REQUEST, &bad.to_string(), Some("bad_request")),
-                "bad_request",
-            )
+        let bytes = body::read(&parts.headers, stream, config.body_limit_bytes, config.header_timeout).await;
+        let bytes = bytes.map_err(|error| {
+            (reply::error(family, error.status(), &error.to_string(), Some(error.code())), error.code())
         })?;
-        let inference = Inference { shape, path, headers: parts.headers, body: bytes, ask };
+        let ask = Ask::parse(shape, &bytes).map_err(|bad| {
+            let code = "bad_request";
+            (reply::error(family, StatusCode::BAD_REQUEST, &bad.to_string(), Some(code)), code)
+        })?;
+        let inference = Inference { shape, path, headers: parts.headers, body: bytes, ask, id: id.clone() };
         app.router.infer(inference).await.map_err(|failure| {
-            tracing::info!(request_id = ?id, path, error = %failure, "request failed");
+            tracing::info!(request_id = %id, path, error = %failure, "request failed");
             (reply::failure(family, &failure), failure.code())
         })
     };
     match answered.await {
         Ok(answer) => {
-            let metrics = app.metrics.clone();
-            metrics.first_byte(ports.clock.now().since(began));
-            let clock = ports.clock.clone();
+            running.first_byte();
             passed_on(answer, move |outcome| {
-                let took = clock.now().since(began);
-                metrics.ended(path, outcome_name(outcome), took);
-                tracing::debug!(request_id = ?id, path, outcome = outcome_name(outcome), ?took, "request ended");
+                let (outcome, took) = (outcome_name(outcome), running.took());
+                tracing::debug!(request_id = %id, path, outcome, ?took, "request ended");
+                running.end(outcome);
             })
         }
         Err((response, code)) => {
-            app.metrics.ended(path, code, ports.clock.now().since(began));
+            running.end(code);
             response
         }
     }

@@ -17,7 +17,9 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::core::breaker::Health;
 use crate::core::names::EndpointName;
 use crate::core::sync::{Arc, Contention, contention};
+use crate::core::time::Instant;
 use crate::flow::router::Router;
+use crate::ports::Clock;
 
 /// Bounds of the histograms in seconds: from a cached embedding to a long answer.
 const SECONDS: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
@@ -34,6 +36,7 @@ pub(super) struct Metrics {
     requests: Family<Ended, Counter>,
     duration: Histogram,
     first_byte: Histogram,
+    clock: Arc<dyn Clock>,
 }
 
 impl Metrics {
@@ -54,19 +57,20 @@ impl Metrics {
             Unit::Seconds,
             first_byte.clone(),
         );
+        let clock = Arc::clone(&router.ports().clock);
         registry.register_collector(Box::new(State { router }));
-        Metrics { registry, requests, duration, first_byte }
+        Metrics { registry, requests, duration, first_byte, clock }
     }
 
-    /// A request ended.
-    pub(super) fn ended(&self, route: &'static str, outcome: &'static str, took: Duration) {
+    /// A request begins; how it ends is counted once, whatever happens to it.
+    pub(super) fn begin(self: &Arc<Self>, route: &'static str) -> Running {
+        let clock = Arc::clone(&self.clock);
+        Running { metrics: Arc::clone(self), route, began: clock.now(), clock, counted: false }
+    }
+
+    fn ended(&self, route: &'static str, outcome: &'static str, took: Duration) {
         self.requests.get_or_create(&Ended { route, outcome }).inc();
         self.duration.observe(took.as_secs_f64());
-    }
-
-    /// An answer began.
-    pub(super) fn first_byte(&self, after: Duration) {
-        self.first_byte.observe(after.as_secs_f64());
     }
 
     /// The OpenMetrics text.
@@ -74,6 +78,41 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string does not fail");
         text
+    }
+}
+
+/// A request under way. Dropped before it has ended otherwise, it counts as cancelled.
+pub(super) struct Running {
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+    route: &'static str,
+    began: Instant,
+    counted: bool,
+}
+
+impl Running {
+    /// Its answer begins.
+    pub(super) fn first_byte(&self) {
+        self.metrics.first_byte.observe(self.took().as_secs_f64());
+    }
+
+    /// How long it has been under way.
+    pub(super) fn took(&self) -> Duration {
+        self.clock.now().since(self.began)
+    }
+
+    /// It has ended like this.
+    pub(super) fn end(mut self, outcome: &'static str) {
+        self.counted = true;
+        self.metrics.ended(self.route, outcome, self.took());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.counted {
+            self.metrics.ended(self.route, "cancelled", self.took());
+        }
     }
 }
 
@@ -151,6 +190,11 @@ impl Collector for State {
             })
         });
         write(encoder, ("tokens", "Tokens, those of earlier runs included", MetricType::Counter), tokens)?;
+
+        let waiting = self.router.usage().ledger().balance().waiting.total();
+        let waiting = [(vec![], gauge(i64::try_from(waiting).unwrap_or(i64::MAX)))];
+        let help = "Tokens counted and not yet durable: what a crash now would lose";
+        write(encoder, ("tokens_waiting", help, MetricType::Gauge), waiting)?;
 
         let locks = contention();
         let named = |lock: &Contention| vec![("lock", lock.lock.to_owned())];

@@ -3,6 +3,7 @@
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::core::sync::Arc;
 use crate::ports::Entropy;
 
 pub(super) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -21,4 +22,9 @@ pub(super) fn assign(headers: &mut HeaderMap, entropy: &dyn Entropy) -> HeaderVa
         HeaderValue::from_str(&format!("{:016x}", entropy.next_u64())).expect("hex digits fit a header");
     headers.insert(X_REQUEST_ID.clone(), own.clone());
     own
+}
+
+/// The name that was assigned, as text for logs.
+pub(super) fn of(headers: &HeaderMap) -> Arc<str> {
+    headers.get(&X_REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default().into()
 }

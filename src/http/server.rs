@@ -43,20 +43,21 @@ pub enum Stopped {
     CutOff,
 }
 
-/// Serves `app` on `listener` until `stop` completes, then lets running answers end within the grace time.
-pub async fn serve(
+/// Serves `app` on `listener` until `stop` completes, then lets running answers end within the grace time,
+/// or until the future that `stop` gave completes. `limits` is asked anew for every connection.
+pub async fn serve<Hurry: Future<Output = ()>>(
     listener: TcpListener,
     app: App,
-    limits: Limits,
-    stop: impl Future<Output = ()>,
+    limits: impl Fn() -> Limits,
+    stop: impl Future<Output = Hurry>,
 ) -> Stopped {
     let service = TowerToHyperService::new(app.routes());
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
+    http.timer(TokioTimer::new());
     let connections = GracefulShutdown::new();
     let mut tasks = JoinSet::new();
     let mut stop = pin!(stop);
-    loop {
+    let hurry = loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
@@ -68,14 +69,16 @@ pub async fn serve(
                     continue;
                 }
             },
-            () = &mut stop => break,
+            hurry = &mut stop => break hurry,
         };
         if let Err(error) = tune(&stream) {
             tracing::debug!(%error, "connection closed while it was set up");
             continue;
         }
+        let Limits { header_timeout, stall_timeout, .. } = limits();
+        http.header_read_timeout(header_timeout);
         let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(limits.stall_timeout));
+        stream.set_write_timeout(Some(stall_timeout));
         let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service.clone());
         let connection = connections.watch(connection);
         while tasks.try_join_next().is_some() {}
@@ -84,17 +87,17 @@ pub async fn serve(
                 tracing::debug!(%error, "connection ended");
             }
         });
-    }
+    };
     drop(listener);
     app.stop();
-    match tokio::time::timeout(limits.grace, connections.shutdown()).await {
-        Ok(()) => Stopped::Drained,
-        Err(_) => {
-            // Whoever is cut off gives its slot and its tokens back before this returns.
-            tasks.shutdown().await;
-            Stopped::CutOff
-        }
+    tokio::select! {
+        () = connections.shutdown() => return Stopped::Drained,
+        () = tokio::time::sleep(limits().grace) => {}
+        () = hurry => {}
     }
+    // Whoever is cut off gives its slot and its tokens back before this returns.
+    tasks.shutdown().await;
+    Stopped::CutOff
 }
 
 fn tune(stream: &TcpStream) -> io::Result<()> {

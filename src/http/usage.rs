@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 
-use core::pin::pin;
 use core::time::Duration;
 
 use axum::body::Body;
@@ -10,11 +9,10 @@ use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
-use futures_util::future::{Either, select};
 use futures_util::stream;
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 
-use crate::core::signal::Listener;
 use crate::core::usage::Snapshot;
 
 use super::app::App;
@@ -31,27 +29,13 @@ pub(super) async fn usage(State(app): State<App>) -> Response {
     reply::json(StatusCode::OK, usage_json(&app.router.usage().snapshot()))
 }
 
-/// The same object at each change. The newest snapshot is taken when the client can take it: a slow
-/// client skips old ones and always gets the last.
+/// The same object whenever it changes. The newest snapshot is taken when the client can take it: a
+/// slow client skips old ones and always gets the last.
 pub(super) async fn stream(State(app): State<App>) -> Response {
-    let stopping = app.stopping();
-    let events = stream::unfold((app, stopping, None), |(app, mut stopping, changed)| async move {
-        let turn = match changed {
-            None => Turn::Changed,
-            Some(changed) => match select(&mut stopping, pin!(next_turn(changed))).await {
-                Either::Left(_) => return None,
-                Either::Right((turn, _)) => turn,
-            },
-        };
-        let (line, changed) = match turn {
-            Turn::Quiet(still) => (Bytes::from_static(b": still here\n\n"), still),
-            Turn::Changed => {
-                // Listening begins before the snapshot, so that no change falls between the two.
-                let next = app.router.usage().changed();
-                (data_line(&app), next)
-            }
-        };
-        Some((Ok::<_, Infallible>(line), (app, stopping, Some(changed))))
+    let watcher = Watcher { stopping: app.stopping(), app, shown: Vec::new() };
+    let events = stream::unfold(watcher, |mut watcher| async move {
+        let event = watcher.next().await?;
+        Some((Ok::<_, Infallible>(event), watcher))
     });
     let mut response = Response::new(Body::from_stream(events));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -59,27 +43,34 @@ pub(super) async fn stream(State(app): State<App>) -> Response {
     response
 }
 
-/// What a stream has to say next.
-enum Turn {
-    /// There is a newer snapshot.
-    Changed,
-    /// Nothing happened for a while; the listener goes on.
-    Quiet(Listener),
+/// One client of the stream.
+struct Watcher {
+    app: App,
+    stopping: watch::Receiver<bool>,
+    /// What it was shown last.
+    shown: Vec<u8>,
 }
 
-async fn next_turn(mut changed: Listener) -> Turn {
-    tokio::time::sleep(GAP).await;
-    match tokio::time::timeout(HEARTBEAT, &mut changed).await {
-        Ok(()) => Turn::Changed,
-        Err(_) => Turn::Quiet(changed),
+impl Watcher {
+    /// The next event; `None` when the server stops.
+    async fn next(&mut self) -> Option<Bytes> {
+        let heartbeat = tokio::time::Instant::now() + HEARTBEAT;
+        loop {
+            // Listening begins before the snapshot is taken, so that no change falls between the two.
+            let changed = self.app.router.usage().changed();
+            let newest = usage_json(&self.app.router.usage().snapshot());
+            if newest != self.shown {
+                self.shown = newest;
+                return Some([b"data: ", &self.shown[..], b"\n\n"].concat().into());
+            }
+            tokio::select! {
+                // The guard it gives is let go at once: it cannot be kept across an await.
+                _ = async { self.stopping.wait_for(|stopping| *stopping).await.map(drop) } => return None,
+                () = changed => tokio::time::sleep(GAP).await,
+                () = tokio::time::sleep_until(heartbeat) => return Some(Bytes::from_static(b": still here\n\n")),
+            }
+        }
     }
-}
-
-fn data_line(app: &App) -> Bytes {
-    let mut line = b"data: ".to_vec();
-    line.extend(usage_json(&app.router.usage().snapshot()));
-    line.extend(b"\n\n");
-    line.into()
 }
 
 pub(super) async fn token_counts(State(app): State<App>) -> Response {

@@ -16,6 +16,19 @@ fn whole() -> Value {
     json!({ "model": "m", "messages": [{ "role": "user", "content": "a b c" }], "stream": false })
 }
 
+/// Waits until every token counted so far is durable.
+async fn stored(router: &Router) {
+    let began = std::time::Instant::now();
+    loop {
+        let text = router.http.get(router.url("/metrics")).send().await.unwrap().text().await.unwrap();
+        if text.lines().any(|line| line == "pointsman_tokens_waiting 0") {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "tokens are still not stored\n{text}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 async fn total(router: &Router) -> u64 {
     router.get("/api/token_counts").await["total_tokens"].as_u64().unwrap()
 }
@@ -78,6 +91,8 @@ async fn kill_9_in_the_middle_of_flushing_loses_at_most_the_unflushed_window_and
                 before + answered * each,
                 "round {round}: every answered request is counted once"
             );
+            // What a crash may lose is what waits to be stored: of the first wave, nothing any more.
+            stored(&router).await;
             let send = || {
                 let request = router.http.post(router.url("/api/chat")).body(body.to_string()).send();
                 tokio::spawn(async move { drop(request.await) })
@@ -89,11 +104,19 @@ async fn kill_9_in_the_middle_of_flushing_loses_at_most_the_unflushed_window_and
         router = router.kill_and_restart(&[]);
         let after = total(&router).await;
         assert_eq!(after % each, 0, "round {round}: a request is stored whole or not at all");
-        let most = before + (answered + asked) * each;
-        assert!(after <= most, "round {round}: {after} stored, {most} answered: something counted twice");
+        let least = before + answered * each;
+        assert!(
+            after >= least,
+            "round {round}: {after} stored, but {least} had been flushed: something is lost"
+        );
+        let most = least + asked * each;
+        assert!(
+            after <= most,
+            "round {round}: {after} stored, at most {most} answered: something counts twice"
+        );
         before = after;
     }
-    assert!(before > 0, "some of it was stored");
+    assert!(before >= 5 * 24 * each, "every first wave is stored: {before}");
 }
 
 #[tokio::test]
@@ -101,7 +124,7 @@ async fn what_a_flush_has_stored_survives_kill_9() {
     let backend = pretend(Profile::ollama(["m"]));
     let router = Router::before(&[backend.endpoint()], "flush_interval_secs: 0.05\n");
     router.post("/api/chat", &whole()).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    stored(&router).await;
     let router = router.kill_and_restart(&[]);
     assert_eq!(total(&router).await, 3 + 16);
 }
@@ -218,4 +241,48 @@ fn check_config_names_what_is_wrong_and_what_is_odd() {
             && said.contains("-3"),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn a_queued_request_outlives_a_reload_that_takes_its_endpoint_away() {
+    let slow = pretend(Profile::ollama(["m"]).paced(Duration::from_secs(30), GAP));
+    let other = pretend(Profile::ollama(["m"]));
+    let router = Router::before(&[slow.endpoint()], "queue_timeout_secs: 20\n");
+    let body = whole().to_string();
+    let send = || router.http.post(router.url("/api/chat")).body(body.clone()).send();
+    let holds = tokio::spawn(send());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let waits = tokio::spawn(send());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    router.reload(&yaml(&[other.endpoint()], ""));
+    let answered = tokio::time::timeout(Duration::from_secs(5), waits).await.expect("it is routed anew");
+    assert_eq!(answered.unwrap().unwrap().status(), 200);
+    assert_eq!(other.stats().total().started, 1);
+    holds.abort();
+    router.assert_idle().await;
+}
+
+#[tokio::test]
+async fn a_usage_stream_asked_for_while_the_server_stops_does_not_hold_it_up() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut router = Router::start("endpoints: [http://127.0.0.1:9]\ndrain_grace_secs: 20\n");
+    let mut socket = tokio::net::TcpStream::connect(router.url("").replace("http://", "")).await.unwrap();
+    socket.write_all(b"GET /api/usage-stream HTTP/1.1\r\nhost: x\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    router.signal("TERM");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let _ = socket.write_all(b"\r\n").await;
+    let _ = socket.read_to_end(&mut Vec::new()).await;
+    assert!(router.wait(Duration::from_secs(5)).success(), "the stream was ended, not waited for");
+}
+
+#[tokio::test]
+async fn a_second_signal_cuts_running_streams_off() {
+    let backend = pretend(Profile::ollama(["m"]).tokens(100_000).paced(GAP, GAP));
+    let mut router = Router::before(&[backend.endpoint()], "");
+    let _long = router.http.post(router.url("/api/chat")).body(chat("m").to_string()).send().await.unwrap();
+    router.signal("TERM");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    router.signal("TERM");
+    assert!(router.wait(Duration::from_secs(5)).success());
 }

@@ -120,6 +120,9 @@ async fn a_client_that_leaves_before_the_first_byte_cancels_too() {
     assert!(tokio::time::timeout(Duration::from_millis(300), sent).await.is_err());
     eventually("the endpoint noticed", || backend.stats().total().cut == 1).await;
     router.assert_idle().await;
+    let text = router.http.get(router.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    let line = "pointsman_requests_total{route=\"/api/chat\",outcome=\"cancelled\"} 1";
+    assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
 }
 
 #[tokio::test]

@@ -61,13 +61,15 @@ async fn a_thousand_streams_with_leaving_clients_and_a_failing_endpoint_add_up()
             }
         }
     };
-    after(1).await;
-    flaky.set_fault(Fault::Status(500));
     after(2).await;
-    flaky.set_fault(Fault::CutAfter(3));
+    let before_faults = flaky.stats().total().completed;
+    flaky.set_fault(Fault::Status(500));
     after(3).await;
+    flaky.set_fault(Fault::CutAfter(3));
+    after(4).await;
     flaky.stop().await.unwrap();
-    after(5).await;
+    after(6).await;
+    let at_its_return = flaky.stats().total();
     flaky.set_fault(Fault::None);
     flaky.restart().unwrap();
 
@@ -113,7 +115,11 @@ async fn a_thousand_streams_with_leaving_clients_and_a_failing_endpoint_add_up()
             assert!(stats.peak <= SLOTS, "{name}/{model}: {} at once, the limit is {SLOTS}", stats.peak);
         }
     }
-    assert!(flaky.stats().total().broken + flaky.stats().path("/api/chat") > 0, "the flaky one took part");
+    assert!(before_faults > 0, "it served before it failed");
+    assert!(at_its_return.broken > 0, "its faults reached requests: {at_its_return:?}");
+    let since = flaky.stats().total().completed - at_its_return.completed;
+    assert!(since > 0, "it served again after it came back");
+    assert!(failed < STREAMS / 10, "{failed} failed: more than the faults account for");
 }
 
 /// Sends one streamed chat; three in ten clients leave at a random moment.

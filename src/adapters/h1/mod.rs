@@ -154,12 +154,15 @@ impl<'a> Outgoing<'a> {
     }
 }
 
+/// A final head, and what came behind it in the same read.
+type Beginning = (Head, Vec<u8>);
+
 /// Reads until the final head is whole. `None`: the connection ended before the first byte.
 fn poll_head(
     connection: &mut Connection,
     received: &mut Received,
     cx: &mut Context<'_>,
-) -> Poll<Result<Option<(Head, Vec<u8>)>, UpstreamError>> {
+) -> Poll<Result<Option<Beginning>, UpstreamError>> {
     SCRATCH.with_borrow_mut(|scratch| {
         loop {
             let mut buffer = ReadBuf::new(scratch);
