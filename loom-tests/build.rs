@@ -1,17 +1,18 @@
 //! Grows the zoo: for every patch in `zoo/`, a copy of the router's source with that one bug put back.
 //!
 //! A patch that touches `src/core` only gets a copy of `src/core`, which refers to itself by relative
-//! paths and so can live in any module. One that touches `src/flow` gets a copy of everything below
-//! the adapters, with `crate::` pointed at the copy. The copies are modules of the test binary, next
-//! to the unpatched crate, and the very same models run over both. A patch that does not apply is
-//! *stale*: the runner reports it as a failure.
+//! paths and so can live in any module. One that touches `src/flow`, or is looked for by whole requests,
+//! gets a copy of core, ports and flow, with `crate::` pointed at the copy; the pure rooms `wire` and
+//! `config` are the unpatched crate's. The copies are modules of the test binary, next to the unpatched
+//! crate, and the very same models run over both. A patch that does not apply is *stale*: the runner
+//! reports it as a failure.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-const WHOLE: [&str; 6] = ["core", "flow", "wire", "config", "config.rs", "ports.rs"];
+const WHOLE: [&str; 3] = ["core", "flow", "ports.rs"];
 
 fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo names the manifest's folder"));
@@ -63,9 +64,8 @@ fn main() {
             .expect("a string grows");
         }
     }
-    let text = format!(
-        "{modules}\npub(crate) static ZOO: &[loom_tests::zoo::Entry<super::Item>] = &[\n{table}];\n"
-    );
+    let text =
+        format!("{modules}\npub(crate) static ZOO: &[loom_tests::zoo::Entry<super::Item>] = &[\n{table}];\n");
     write(&out.join("zoo.rs"), &text);
 }
 
@@ -123,7 +123,8 @@ impl Patch {
 
 /// Writes the patched copy and the module that joins it with the models that look for the bug.
 fn grow(here: &Path, root: &Path, patch: &Patch, detectors: &[&str], driver: &str) -> Result<(), String> {
-    let whole = patch.hunks.keys().any(|file| !file.starts_with("core/"));
+    let flows = detectors.iter().any(|detector| detector.starts_with("routing::"));
+    let whole = flows || patch.hunks.keys().any(|file| !file.starts_with("core/"));
     let parts: &[&str] = if whole { &WHOLE } else { &["core"] };
     let mut files = BTreeMap::new();
     for part in parts {
@@ -140,20 +141,28 @@ fn grow(here: &Path, root: &Path, patch: &Patch, detectors: &[&str], driver: &st
     }
     let at = format!("crate::zoo::{}::", patch.one("id").replace('-', "_"));
     for (file, text) in files {
+        // The router's unit tests stay out, although the copy is part of a test binary.
+        let text = text.replace("cfg(test)", "cfg(any())").replace("cfg(all(test,", "cfg(all(any(),");
+        let text =
+            text.replace("crate::wire", "pointsman::wire").replace("crate::config", "pointsman::config");
         write(&root.join(file), &text.replace("crate::", &at));
     }
     let mut module = String::from("#![allow(warnings, clippy::all, clippy::restriction)]\n");
-    for part in parts.iter().filter(|part| !part.ends_with(".rs") || !parts.contains(&&part[..part.len() - 3])) {
+    if whole {
+        module.push_str("pub use pointsman::{config, wire};\n");
+    }
+    for part in parts {
         writeln!(module, "pub mod {};", part.trim_end_matches(".rs")).expect("a string grows");
     }
     let models = here.join("tests").join(driver);
     let mut names: Vec<&str> = detectors.iter().filter_map(|detector| detector.split("::").next()).collect();
-    names.push("common");
     if whole {
         names.push("world");
     }
     names.sort_unstable();
     names.dedup();
+    let common = here.join("tests/common/mod.rs");
+    writeln!(module, "#[path = {common:?}]\npub(crate) mod common;").expect("a string grows");
     for name in names {
         let path = models.join(format!("{name}.rs"));
         writeln!(module, "#[path = {path:?}]\npub(crate) mod {name};").expect("a string grows");

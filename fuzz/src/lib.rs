@@ -28,7 +28,8 @@ pub use self::names_body::names;
 pub use self::request_body::request;
 pub use self::tap_body::tap;
 
-/// One target: what it is called, what it runs, and words that get mutations past the first branch.
+/// One target: what it is called, what it runs, and what an input is made of, so that random ones get past the
+/// first branch.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     /// The name of the binary and of the folder under `seeds/`.
@@ -37,16 +38,31 @@ pub struct Target {
     pub check: fn(&[u8]),
     /// Words of the language it reads, for mutations.
     pub words: &'static [&'static str],
+    /// How whole inputs are put together.
+    pub grammar: Grammar,
+}
+
+/// Whole inputs: records between an opening and a closing, with a joint after each but the last.
+#[derive(Clone, Copy, Debug)]
+pub struct Grammar {
+    /// What comes first.
+    pub opens: &'static [&'static str],
+    /// The records.
+    pub records: &'static [&'static str],
+    /// What may stand between two.
+    pub joints: &'static [&'static str],
+    /// What comes last.
+    pub closes: &'static [&'static str],
 }
 
 /// Every target there is.
 pub const TARGETS: &[Target] = &[
-    Target { name: "chunked", check: chunked, words: chunked_body::WORDS },
-    Target { name: "config", check: config, words: config_body::WORDS },
-    Target { name: "listing", check: listing, words: listing_body::WORDS },
-    Target { name: "names", check: names, words: names_body::WORDS },
-    Target { name: "request", check: request, words: request_body::WORDS },
-    Target { name: "tap", check: tap, words: tap_body::WORDS },
+    Target { name: "chunked", check: chunked, words: chunked_body::WORDS, grammar: chunked_body::GRAMMAR },
+    Target { name: "config", check: config, words: config_body::WORDS, grammar: config_body::GRAMMAR },
+    Target { name: "listing", check: listing, words: listing_body::WORDS, grammar: listing_body::GRAMMAR },
+    Target { name: "names", check: names, words: names_body::WORDS, grammar: names_body::GRAMMAR },
+    Target { name: "request", check: request, words: request_body::WORDS, grammar: request_body::GRAMMAR },
+    Target { name: "tap", check: tap, words: tap_body::WORDS, grammar: tap_body::GRAMMAR },
 ];
 
 /// The shell of a target: libFuzzer's entry under cargo-fuzz, else a `main` that replays files.

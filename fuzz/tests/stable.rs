@@ -2,16 +2,17 @@
 //! libFuzzer does it, with words of each target's language.
 
 use core::fmt;
+use core::ops::Range;
 use std::path::Path;
 
-use pointsman_fuzz::{CONTROL_LEN, TARGETS, Target};
+use pointsman_fuzz::{CONTROL_LEN, Grammar, TARGETS, Target};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 /// How many inputs of each sort a target gets.
-const CASES: u32 = 3000;
+const CASES: u32 = 8000;
 
 /// The longest input, in bytes; mutation stops there.
 const LEN_MAX: usize = 4096;
@@ -78,7 +79,7 @@ impl Edit {
     }
 }
 
-fn edits(words: &'static [&'static str]) -> impl Strategy<Value = Vec<Edit>> {
+fn edits(words: &'static [&'static str], count: Range<usize>) -> impl Strategy<Value = Vec<Edit>> {
     let word = move || select(words).prop_map(|word| word.as_bytes().to_vec());
     let edit = prop_oneof![
         1 => (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Edit::Put(at, byte)),
@@ -89,7 +90,16 @@ fn edits(words: &'static [&'static str]) -> impl Strategy<Value = Vec<Edit>> {
         1 => any::<Index>().prop_map(Edit::Truncate),
         1 => any::<[Index; 3]>().prop_map(|[at, seed, from]| Edit::Cross(at, seed, from)),
     ];
-    vec(edit, 0..8)
+    vec(edit, count)
+}
+
+fn composed(grammar: Grammar) -> impl Strategy<Value = Vec<u8>> {
+    let Grammar { opens, records, joints, closes } = grammar;
+    let rest = vec((select(joints), select(records)), 0..6);
+    (select(opens), select(records), rest, select(closes)).prop_map(|(open, first, rest, close)| {
+        let rest: String = rest.into_iter().flat_map(|(joint, record)| [joint, record]).collect();
+        [open, first, &rest, close].concat().into_bytes()
+    })
 }
 
 fn seeds(target: &Target) -> Vec<Vec<u8>> {
@@ -109,26 +119,30 @@ fn run(target: &Target) {
     assert!(!seeds.is_empty(), "{} has no seeds", target.name);
     seeds.iter().for_each(|seed| (target.check)(seed));
 
-    let check = |Input(input): Input| -> Result<(), TestCaseError> {
-        (target.check)(&input);
-        Ok(())
-    };
-    let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
-    let mut runner = TestRunner::new(config);
     let words = select(target.words).prop_map(|word| word.as_bytes().to_vec());
     let soup =
         vec(prop_oneof![3 => words, 1 => vec(any::<u8>(), 0..4)], 0..24).prop_map(|parts| parts.concat());
-    let arbitrary = prop_oneof![vec(any::<u8>(), 0..300), soup].prop_map(Input);
-    runner.run(&arbitrary, check).unwrap_or_else(|failure| panic!("{}: {failure}", target.name));
-
-    let mutated = (select(seeds.clone()), edits(target.words), any::<[u8; CONTROL_LEN]>()).prop_map(
-        |(mut input, edits, control)| {
-            edits.into_iter().for_each(|edit| edit.apply(&mut input, &seeds));
-            input.extend_from_slice(&control[..if control[0] < 200 { CONTROL_LEN } else { 0 }]);
-            Input(input)
-        },
-    );
-    runner.run(&mutated, check).unwrap_or_else(|failure| panic!("{}: {failure}", target.name));
+    let arbitrary = prop_oneof![vec(any::<u8>(), 0..300), soup];
+    let composed = (composed(target.grammar), edits(target.words, 0..3));
+    let mutated = (select(seeds.clone()), edits(target.words, 0..8));
+    let edited = move |(mut input, edits): (Vec<u8>, Vec<Edit>)| {
+        edits.into_iter().for_each(|edit| edit.apply(&mut input, &seeds));
+        input
+    };
+    for sort in
+        [arbitrary.boxed(), composed.prop_map(edited.clone()).boxed(), mutated.prop_map(edited).boxed()]
+    {
+        let control = prop_oneof![vec(any::<u8>(), CONTROL_LEN), Just(Vec::new())];
+        let inputs = (sort, control).prop_map(|(input, control)| Input([input, control].concat()));
+        // A runner counts its cases over all its runs, so each sort has its own.
+        let mut runner =
+            TestRunner::new(Config { cases: CASES, failure_persistence: None, ..Config::default() });
+        let ran = runner.run(&inputs, |Input(input)| -> Result<(), TestCaseError> {
+            (target.check)(&input);
+            Ok(())
+        });
+        ran.unwrap_or_else(|failure| panic!("{}: {failure}", target.name));
+    }
 }
 
 macro_rules! targets {

@@ -43,7 +43,12 @@ pub fn rewrite_readme(name: &str, region: &str) {
 ///
 /// A process of its own for each, because a failing model is best stopped where it stands: unwinding
 /// through threads that exist only inside a checker aborts more often than it helps.
-pub fn run_each(keys: &[String], extra: &[String], jobs: usize, mut done: impl FnMut(&str, Result<Value, String>)) {
+pub fn run_each(
+    keys: &[String],
+    extra: &[String],
+    jobs: usize,
+    mut done: impl FnMut(&str, Result<Value, String>),
+) {
     let next = Mutex::new(keys.iter());
     let (send, receive) = mpsc::channel();
     thread::scope(|scope| {

@@ -9,7 +9,7 @@ pub struct Entry<M: 'static> {
     pub detector: &'static str,
     /// The promise that breaks.
     pub promise: &'static str,
-    /// What the failure's message must contain.
+    /// What the failure's message must contain: one of these, divided by ` | `.
     pub shows: &'static str,
     /// Where the bug comes from.
     pub origin: &'static str,
@@ -17,4 +17,16 @@ pub struct Entry<M: 'static> {
     pub models: &'static [M],
     /// Why the patch no longer applies, if it does not.
     pub stale: Option<&'static str>,
+}
+
+impl<M> Entry<M> {
+    /// Whether this failure is the one that was expected.
+    pub fn shown_by(&self, said: &str) -> bool {
+        shown_by(self.shows, said)
+    }
+}
+
+/// Whether `said` contains one of `shows`, which are divided by ` | `.
+pub fn shown_by(shows: &str, said: &str) -> bool {
+    shows.split(" | ").any(|shows| said.contains(shows))
 }

@@ -64,11 +64,7 @@ impl Handle {
     }
 
     /// Starts a task; it is polled for the first time at some later step.
-    pub(crate) fn spawn(
-        &self,
-        domain: Domain,
-        task: impl Future<Output = ()> + Send + 'static,
-    ) -> TaskId {
+    pub(crate) fn spawn(&self, domain: Domain, task: impl Future<Output = ()> + Send + 'static) -> TaskId {
         self.spawn_boxed(domain, Box::pin(task))
     }
 
@@ -365,8 +361,7 @@ mod tests {
             });
         }
         while executor.step(60 * SECOND) != Step::Idle {}
-        let said = said.lock().clone();
-        said
+        core::mem::take(&mut *said.lock())
     }
 
     #[test]

@@ -7,7 +7,6 @@
 use serde::{Deserialize, Serialize};
 
 use pointsman::config::Config;
-use pointsman::wire::Kind;
 use pointsman::wire::request::Shape;
 
 use crate::faults::Switches;
@@ -36,16 +35,6 @@ pub(crate) enum Speaks {
     Ollama,
     LlamaServer,
     OpenAi,
-}
-
-impl Speaks {
-    pub(crate) fn kind(self) -> Kind {
-        match self {
-            Speaks::Ollama => Kind::Ollama,
-            Speaks::LlamaServer => Kind::LlamaServer,
-            Speaks::OpenAi => Kind::OpenAi,
-        }
-    }
 }
 
 /// One backend.
@@ -182,7 +171,9 @@ impl Call {
             Call::OpenAiChat => ("/v1/chat/completions", Shape::OpenAiChat),
             Call::OpenAiCompletion => ("/v1/completions", Shape::OpenAiCompletion),
             Call::OpenAiEmbedding => ("/v1/embeddings", Shape::OpenAiEmbedding),
-            Call::Show | Call::Tags | Call::Ps | Call::Models | Call::Version | Call::Endpoints => return None,
+            Call::Show | Call::Tags | Call::Ps | Call::Models | Call::Version | Call::Endpoints => {
+                return None;
+            }
         })
     }
 }
@@ -222,16 +213,51 @@ pub(crate) struct ActionPlan {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Action {
-    Reload { instance: usize, endpoints: Vec<usize>, limit: u32, queue: bool },
-    Crash { instance: usize, down_us: u64 },
-    Restart { instance: usize, down_us: u64 },
-    Pause { instance: usize, for_us: u64 },
-    WallStep { instance: usize, by_ms: i64 },
-    Partition { instance: usize, endpoint: usize, for_us: u64 },
-    Down { endpoint: usize, for_us: u64 },
-    DiskFull { instance: usize, for_us: u64 },
+    Reload {
+        instance: usize,
+        endpoints: Vec<usize>,
+        limit: u32,
+        queue: bool,
+    },
+    Crash {
+        instance: usize,
+        down_us: u64,
+    },
+    Restart {
+        instance: usize,
+        down_us: u64,
+    },
+    Pause {
+        instance: usize,
+        for_us: u64,
+    },
+    WallStep {
+        instance: usize,
+        by_ms: i64,
+    },
+    Partition {
+        instance: usize,
+        endpoint: usize,
+        for_us: u64,
+    },
+    Down {
+        endpoint: usize,
+        for_us: u64,
+    },
+    DiskFull {
+        instance: usize,
+        for_us: u64,
+    },
     /// The endpoint no longer has the model, or has it again.
-    Serve { endpoint: usize, model: usize, listed: bool },
+    Serve {
+        endpoint: usize,
+        model: usize,
+        listed: bool,
+    },
     /// The model is brought into memory or taken out.
-    Load { endpoint: usize, model: usize, loaded: bool },
+    Load {
+        endpoint: usize,
+        model: usize,
+        loaded: bool,
+    },
 }

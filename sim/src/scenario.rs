@@ -75,9 +75,26 @@ impl Scenario {
     fn faults(self) -> &'static [Fault] {
         use Fault::*;
         const NETWORK: &[Fault] = &[
-            Refuse, Delay, CutBeforeHead, CutMidStream, Stall, EarlyEnd, ErrorLine, Status500, Status429,
-            Status400, Garbage, Fragment, ListingFails, ListingLate, ListingGarbage, Partition, EndpointDown,
-            ModelChurn, Pause, WallStep,
+            Refuse,
+            Delay,
+            CutBeforeHead,
+            CutMidStream,
+            Stall,
+            EarlyEnd,
+            ErrorLine,
+            Status500,
+            Status429,
+            Status400,
+            Garbage,
+            Fragment,
+            ListingFails,
+            ListingLate,
+            ListingGarbage,
+            Partition,
+            EndpointDown,
+            ModelChurn,
+            Pause,
+            WallStep,
         ];
         match self {
             Scenario::Calm => &[Fragment],
@@ -86,15 +103,40 @@ impl Scenario {
                 &[Delay, CutBeforeHead, CutMidStream, Stall, Status500, Status429, Fragment, Pause, Refuse]
             }
             Scenario::Ages => &[
-                ListingFails, ListingLate, ListingGarbage, ModelChurn, WallStep, Partition, EndpointDown, Delay,
+                ListingFails,
+                ListingLate,
+                ListingGarbage,
+                ModelChurn,
+                WallStep,
+                Partition,
+                EndpointDown,
+                Delay,
             ],
             Scenario::Ledger => &[
-                StoreFails, StoreAmbiguous, StoreSlow, DiskFull, Crash, Restart, WallStep, Pause, CutMidStream,
-                Fragment, ErrorLine,
+                StoreFails,
+                StoreAmbiguous,
+                StoreSlow,
+                DiskFull,
+                Crash,
+                Restart,
+                WallStep,
+                Pause,
+                CutMidStream,
+                Fragment,
+                ErrorLine,
             ],
             Scenario::Reload => &[
-                Fault::Reload, Restart, Crash, Refuse, CutMidStream, ListingFails, ListingLate, ModelChurn, Delay,
-                StoreSlow, EndpointDown,
+                Fault::Reload,
+                Restart,
+                Crash,
+                Refuse,
+                CutMidStream,
+                ListingFails,
+                ListingLate,
+                ModelChurn,
+                Delay,
+                StoreSlow,
+                EndpointDown,
             ],
             Scenario::Overload => &[Delay, CutMidStream, Fragment],
         }
@@ -194,9 +236,9 @@ fn settings(chance: &mut Stream, scenario: Scenario, duration_ms: u64) -> Settin
 
 fn requests(chance: &mut Stream, scenario: Scenario, plan: &Plan, models: usize) -> Vec<RequestPlan> {
     let count = match scenario {
-        Scenario::Storm => chance.within(30, 90),
-        Scenario::Ages => chance.within(15, 50),
-        _ => chance.within(15, 70),
+        Scenario::Storm => chance.within(50, 150),
+        Scenario::Ages => chance.within(25, 80),
+        _ => chance.within(30, 110),
     };
     let impatient = chance.pick(&[0, 50, 200, 500]);
     let slow = chance.pick(&[0, 50, 300]);
@@ -237,12 +279,21 @@ fn requests(chance: &mut Stream, scenario: Scenario, plan: &Plan, models: usize)
 
 fn call(chance: &mut Stream, overviews: u64) -> Call {
     if chance.chance(overviews) {
-        return chance.pick(&[Call::Show, Call::Tags, Call::Ps, Call::Models, Call::Version, Call::Endpoints]);
+        return chance.pick(&[
+            Call::Show,
+            Call::Tags,
+            Call::Ps,
+            Call::Models,
+            Call::Version,
+            Call::Endpoints,
+        ]);
     }
     chance.pick(&[
         Call::OpenAiChat,
         Call::OpenAiChat,
         Call::OpenAiChat,
+        Call::OpenAiChat,
+        Call::OpenAiCompletion,
         Call::OpenAiCompletion,
         Call::OpenAiEmbedding,
         Call::OllamaChat,

@@ -170,8 +170,7 @@ struct Body {
 }
 
 fn write(question: &Question<'_>, dice: &mut Dice<'_>, pace: &mut Stream, script: &mut Script) {
-    let streams = question.stream
-        && !matches!(question.what, Call::OllamaEmbed | Call::OpenAiEmbedding);
+    let streams = question.stream && !matches!(question.what, Call::OllamaEmbed | Call::OpenAiEmbedding);
     let fails = streams && dice.strikes(Fault::ErrorLine);
     let tokens = if fails { pace.below(question.tokens + 1) } else { question.tokens };
     let ollama = matches!(question.what, Call::OllamaChat | Call::OllamaGenerate | Call::OllamaEmbed);
@@ -185,9 +184,11 @@ fn write(question: &Question<'_>, dice: &mut Dice<'_>, pace: &mut Stream, script
     if !fails {
         // A break after the whole message is no break, so it comes before.
         let at_most = body.divisible_to.min(body.whole_at - 1) as u64;
-        for (fault, finish) in
-            [(Fault::CutMidStream, Finish::Cut), (Fault::EarlyEnd, Finish::Early), (Fault::Stall, Finish::Stall)]
-        {
+        for (fault, finish) in [
+            (Fault::CutMidStream, Finish::Cut),
+            (Fault::EarlyEnd, Finish::Early),
+            (Fault::Stall, Finish::Stall),
+        ] {
             if script.finish == Finish::Whole && dice.strikes(fault) {
                 script.finish = finish;
                 stop = dice.details(fault).within(1, at_most) as usize;
@@ -287,7 +288,8 @@ fn events(question: &Question<'_>, tokens: u64, fails: bool, script: &mut Script
 
 fn document(question: &Question<'_>, ollama: bool, script: &mut Script) -> Body {
     let (call, (input, output)) = (question.call, counts_of(question));
-    let mut text = format!("{{\"id\":\"c{call}\",\"response\":\"{}\",", "word ".repeat(question.tokens as usize));
+    let mut text =
+        format!("{{\"id\":\"c{call}\",\"response\":\"{}\",", "word ".repeat(question.tokens as usize));
     let divisible_to = text.len();
     if ollama {
         text.push_str(&format!("\"done\":true,\"prompt_eval_count\":{input},\"eval_count\":{output}}}"));

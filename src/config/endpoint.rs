@@ -186,7 +186,10 @@ fn server(key: &str, listed: &Listed) -> Result<Server, ConfigError> {
         return Err(refused("it needs a host, and a port other than 0 if any"));
     }
     let whole = url.as_str().trim_end_matches('/').to_owned();
-    let base = whole.strip_suffix("/v1").unwrap_or(&whole).trim_end_matches('/').to_owned();
+    // Of the path only: a host may be called `v1`.
+    let versioned = url.path().trim_end_matches('/').ends_with("/v1");
+    let root = if versioned { whole.strip_suffix("/v1").unwrap_or(&whole) } else { &whole };
+    let base = root.trim_end_matches('/').to_owned();
     Ok(Server {
         url: text.trim_end_matches('/').to_owned(),
         base,
@@ -198,13 +201,29 @@ fn server(key: &str, listed: &Listed) -> Result<Server, ConfigError> {
 
 /// A URL for an error: without what may be a password or a key in it.
 fn shown(text: &str) -> String {
+    // What is not even meant as a URL may be a key that slipped into the wrong list.
+    if !text.contains("://") {
+        return format!("a text of {} characters", text.chars().count());
+    }
     let text = text.split(['?', '#']).next().unwrap_or_default();
     let masked = match text.rfind('@') {
         Some(at) => {
             let scheme = text.find("://").map_or("", |end| &text[..end + 3]);
             format!("{scheme}***{}", &text[at..])
         }
-        None => text.to_owned(),
+        None => without_false_port(text),
     };
     super::key::quoted(&masked)
+}
+
+/// What stands where a port should be may be the password of a URL that lost its `@`.
+fn without_false_port(text: &str) -> String {
+    let host = text.find("://").map_or(0, |end| end + 3);
+    let end = text[host..].find('/').map_or(text.len(), |slash| host + slash);
+    match text[host..end].rfind(':').map(|colon| host + colon + 1) {
+        Some(port) if text[port..end].parse::<u16>().is_err() => {
+            format!("{}***{}", &text[..port], &text[end..])
+        }
+        _ => text.to_owned(),
+    }
 }

@@ -65,11 +65,16 @@ pub fn parse_models(body: &[u8]) -> Result<Vec<Model>, BadListing> {
             #[serde(default)]
             status: Value,
         }
-        let item: Item = serde_json::from_str(raw.get()).ok()?;
+        let item: Item = object(&raw)?;
         let word = item.status.as_str().or_else(|| item.status.get("value")?.as_str());
         let loaded = word.is_none_or(|word| word == "loaded");
         (!item.id.is_empty()).then_some(Model { name: item.id, loaded, raw })
     })
+}
+
+/// An item read as an object; an array, which serde would take for one, is none.
+fn object<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Option<T> {
+    raw.get().starts_with('{').then(|| serde_json::from_str(raw.get()).ok()).flatten()
 }
 
 fn ollama_model(raw: Box<RawValue>, loaded: bool) -> Option<Model> {
@@ -80,7 +85,7 @@ fn ollama_model(raw: Box<RawValue>, loaded: bool) -> Option<Model> {
         #[serde(default)]
         model: Value,
     }
-    let item: Item = serde_json::from_str(raw.get()).ok()?;
+    let item: Item = object(&raw)?;
     let name = [item.name, item.model].into_iter().find_map(|value| match value {
         Value::String(name) if !name.is_empty() => Some(name),
         _ => None,
@@ -448,6 +453,12 @@ mod tests {
         assert_eq!(tags_union([]), br#"{"models":[]}"#);
         assert_eq!(ps_union([]), br#"{"models":[]}"#);
         assert_eq!(models_union([]), br#"{"object":"list","data":[]}"#);
+    }
+
+    #[test]
+    fn an_item_that_is_an_array_is_no_model() {
+        assert!(parse_models(br#"{"data":[["x","loaded"]]}"#).unwrap().is_empty());
+        assert!(parse_tags(br#"{"models":[["x","x"]]}"#).unwrap().is_empty());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::Kind;
 /// * llama-server lists `owner/name:quant`; the asked name may leave out the owner, the quant or both,
 ///   but what it does name must agree.
 pub fn serves(kind: Kind, listed: &str, asked: &str) -> bool {
-    if listed == asked {
+    if listed == asked || tracked(kind, listed) == asked {
         return true;
     }
     match kind {

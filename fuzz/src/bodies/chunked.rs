@@ -2,7 +2,7 @@
 
 use pointsman::wire::chunked::{BadChunk, Chunked};
 
-use crate::cut;
+use crate::{Grammar, cut};
 
 pub(crate) const WORDS: &[&str] = &[
     "\r\n",
@@ -17,6 +17,21 @@ pub(crate) const WORDS: &[&str] = &[
     "\n",
     " ",
 ];
+
+pub(crate) const GRAMMAR: Grammar = Grammar {
+    opens: &[""],
+    records: &[
+        "5\r\nhello\r\n",
+        "1\r\n!\r\n",
+        "0\r\n",
+        "00A;a=\"b\"\r\n0123456789\r\n",
+        "2 \r\n\r\n\r\n",
+        "x: y\r\n",
+        "3\r\nab",
+    ],
+    joints: &["", "", "", "\r\n", "\n"],
+    closes: &["0\r\n\r\n", "0\r\nx: y\r\nz: w\r\n\r\n", "\r\n", ""],
+};
 
 /// What a body came to.
 #[derive(Debug, PartialEq)]
@@ -61,6 +76,10 @@ pub fn chunked(data: &[u8]) {
     assert_eq!(decode([&encoded[..]]), expected);
     assert_eq!(decode(encoded.chunks(1)), expected);
     assert_eq!(decode(cut::pieces(&encoded, &places)), expected);
+
+    let long = body.repeat(40);
+    let encoded = encode(&long, &places);
+    assert_eq!(decode(encoded.chunks(1000)), Decoded { payload: long, used: Ok(encoded.len()), done: true });
 }
 
 /// The payload in one chunk per piece, with what else RFC 9112 (7.1) allows.
@@ -74,6 +93,10 @@ fn encode(payload: &[u8], places: &[usize]) -> Vec<u8> {
         out.extend_from_slice(piece);
         out.extend_from_slice(b"\r\n");
     }
-    out.extend_from_slice(if places.len() % 2 == 0 { b"0\r\n\r\n" } else { b"000;x\r\nName: value\r\n\r\n" });
+    out.extend_from_slice(if payload.len() % 2 == 0 {
+        b"0\r\n\r\n"
+    } else {
+        b"000;x\r\nName: value\r\n\r\n"
+    });
     out
 }

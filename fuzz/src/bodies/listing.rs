@@ -12,6 +12,8 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::Grammar;
+
 pub(crate) const WORDS: &[&str] = &[
     "\n\n",
     "{\"models\":[",
@@ -42,6 +44,29 @@ pub(crate) const WORDS: &[&str] = &[
     "\\ud800",
     "\u{c}",
 ];
+
+pub(crate) const GRAMMAR: Grammar = Grammar {
+    opens: &["{\"models\":[", "{\"data\":[", "{\"object\":\"list\",\"data\":["],
+    records: &[
+        "{\"name\":\"a\",\"modified_at\":\"2024-05-04T14:56:49.2-07:00\"}",
+        "{\"model\":\"b\"}",
+        "{\"id\":\"a\",\"created\":1.5e9}",
+        "{\"id\":\"c\",\"status\":{\"value\":\"sleeping\"}}",
+        "{\"id\":\"d\",\"name\":\"d\",\"status\":\"loaded\"}",
+        "{\"id\":\"\\ud800\",\"name\":\"\\u0000\"}",
+        "[\"x\",\"y\"]",
+        "null",
+    ],
+    joints: &[
+        ",",
+        ",",
+        ",",
+        "]}\n\n{\"models\":[",
+        "]}\n\n{\"data\":[",
+        "]}\n\n{\"version\":\"0.5.1\"}\n\n{\"models\":[",
+    ],
+    closes: &["]}", "]}", "]}\n\n{\"version\":\"0.5.1-rc1\"}"],
+};
 
 type Parse = fn(&[u8]) -> Result<Vec<Model>, BadListing>;
 

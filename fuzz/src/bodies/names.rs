@@ -3,8 +3,17 @@
 use pointsman::wire::Kind;
 use pointsman::wire::names::{serves, tracked};
 
+use crate::Grammar;
+
 pub(crate) const WORDS: &[&str] =
     &[":latest", ":", "/", "\n", "llama3", "ggml-org/", ":Q4_K_M", "host:5000/", "::", "latest"];
+
+pub(crate) const GRAMMAR: Grammar = Grammar {
+    opens: &["", "host:5000/", "owner/"],
+    records: &["gemma-3", "gemma", "lib/m", "m", "m:8b", "latest"],
+    joints: &["\n", "\n", "\nowner/", ":latest\n", ":Q4_K_M\n", ":", "/"],
+    closes: &["", ":latest", ":Q4_K_M", ":", "/"],
+};
 
 /// The input's first line is what an endpoint lists, the rest what a client asks for.
 pub fn names(data: &[u8]) {
@@ -19,21 +28,41 @@ pub fn names(data: &[u8]) {
     }
 
     let exact = listed == asked;
-    let short = serves(Kind::Ollama, listed, asked);
-    if short && !exact {
+    if serves(Kind::Ollama, listed, asked) && !exact {
         assert_eq!(listed, format!("{asked}:latest"), "an Ollama answers to no other name");
+        assert_eq!(Parts::of(asked).tag, None, "and to none with another tag");
     }
-    let long = serves(Kind::OpenAi, listed, asked);
-    if long && !exact {
+    let openai = serves(Kind::OpenAi, listed, asked);
+    if openai && !exact {
         assert_eq!(asked, format!("{listed}:latest"), "an OpenAI-style service answers to no other name");
     }
     let llama = serves(Kind::LlamaServer, listed, asked);
-    assert!(llama || !long, "a llama-server is an OpenAI-style service");
+    assert!(llama || !openai, "a llama-server is an OpenAI-style service");
+    let counted = tracked(Kind::LlamaServer, listed);
+    let is_counted = asked == counted;
     let asked = asked.strip_suffix(":latest").unwrap_or(asked);
-    if llama && !exact && asked != listed {
-        assert!(
-            listed.contains(asked.rsplit(['/', ':']).next().unwrap_or(asked)),
-            "{listed:?} is not {asked:?}"
-        );
+    if llama && !exact && !is_counted && asked != listed && asked != counted {
+        let (asked, listed) = (Parts::of(asked), Parts::of(listed));
+        assert_eq!(asked.base, listed.base, "a llama-server answers to no other model's name");
+        assert!(asked.owner.is_none() || asked.owner == listed.owner, "nor to another owner's");
+        assert!(asked.tag.is_none() || asked.tag == listed.tag, "nor to another quantisation's");
+    }
+}
+
+/// `owner/base:tag`.
+struct Parts<'a> {
+    owner: Option<&'a str>,
+    base: &'a str,
+    tag: Option<&'a str>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(name: &'a str) -> Self {
+        let (owner, segment) =
+            name.rsplit_once('/').map_or((None, name), |(owner, rest)| (Some(owner), rest));
+        match segment.rsplit_once(':') {
+            Some((base, tag)) if !tag.is_empty() => Parts { owner, base, tag: Some(tag) },
+            _ => Parts { owner, base: segment, tag: None },
+        }
     }
 }

@@ -11,6 +11,8 @@ use pointsman::wire::request::{Ask, MODEL_BYTES_MAX, Shape};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::Grammar;
+
 pub(crate) const WORDS: &[&str] = &[
     "\"model\":",
     "\"m\"",
@@ -41,6 +43,35 @@ pub(crate) const WORDS: &[&str] = &[
     "1e999",
     "\u{c}",
 ];
+
+pub(crate) const GRAMMAR: Grammar = Grammar {
+    opens: &[
+        "{",
+        " {\n",
+        "{\"model\":\"m\",\"messages\":[],",
+        "{\"stream\":true,\"prompt\":\"p\",\"messages\":[],\"model\":\"a\\u0062\",",
+    ],
+    records: &[
+        "\"model\": \"m\"",
+        "\"name\":\"n:8b\"",
+        "\"messages\":[{\"content\":\"\\\"model\\\":1\"}]",
+        "\"prompt\":\"p\"",
+        "\"input\":[\"a\"]",
+        "\"stream\":true",
+        "\"stream\":null",
+        "\"stream_options\":{}",
+        "\"stream_options\": { }",
+        "\"stream_options\":null",
+        "\"stream_options\":{\"include_usage\":true}",
+        "\"stream_options\":{\"x\":1,\"include_usage\":false}",
+        "\"stream_options\":{\"include_usage\" : null}",
+        "\"stream_options\":{\"x\":[]}",
+        "\"Stream\":true",
+        "\"x\":1e999",
+    ],
+    joints: &[",", ",", ",\n"],
+    closes: &["}", "}", "} "],
+};
 
 const SHAPES: [Shape; 8] = [
     Shape::OllamaChat,

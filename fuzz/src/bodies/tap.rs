@@ -6,7 +6,7 @@ use pointsman::wire::errors::error_line;
 use pointsman::wire::usage::{Framing, Tap, Usage};
 use serde_json::Value;
 
-use crate::cut;
+use crate::{Grammar, cut};
 
 pub(crate) const WORDS: &[&str] = &[
     "\n",
@@ -47,6 +47,42 @@ pub(crate) const WORDS: &[&str] = &[
     " ",
 ];
 
+pub(crate) const GRAMMAR: Grammar = Grammar {
+    opens: &["", "", "\u{feff}", "\n"],
+    records: &[
+        "data: {\"id\":\"c1\",\"choices\":[{\"delta\":{\"content\":\"Hi\"},\"finish_reason\":null}]}",
+        "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}],\"usage\":null}",
+        "data: {\"choices\":[{\"finish_reason\":\"stop\",\"finish_reason\":null}]}",
+        "data: {\"choices\":[{\"finish_reason\":\"stop\"}],\"choices\":[{\"finish_reason\":\"\"}]}",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":11,\"completion_tokens\":7}}",
+        "data:   { \"choices\" : [ ] , \"usage\" : { \"completion_tokens\" : 9 } }  ",
+        "data:{\"choices\":[],\"us\\u0061ge\":{\"prompt_tokens\":3}}",
+        "data: {\"choices\":[],\"usage\":{},\"pad\":\"\u{1}\"}",
+        "data: {\"choices\":[],\"usage\":{},\"pad\":\"\u{1} and a little more than what can be held back\"}",
+        "data: {\"pad\":\"\u{1}\"}",
+        "data: {\"choices\":[],\"usage\":null,\"timings\":{\"prompt_n\":1,\"predicted_n\":2}}",
+        "data: {\"error\":{\"message\":\"boom\"}}",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5}",
+        "data: [DONE]",
+        "data:[DONE] ",
+        "data",
+        ": ping",
+        "event: x\nid: 7",
+        "{\"message\":{\"content\":\"Hi \\\"done\\\":true\"},\"done\":false}",
+        "{\"done\" : true,\"prompt_eval_count\": 26,\"eval_count\":298}",
+        "{\"do\\u006ee\":true}",
+        "{\"done\":true,\"done\":[]}",
+        "{\"done\":true,\"eval_count\":5",
+        "{\"eval_count\":9007199254740992,\"prompt_eval_count\":9007199254740993}",
+        "{\"error\":\"boom\"}",
+        "{\"error\":null,\"eval_count\":-1}",
+        "{\"usage\":{\"prompt_tokens\":8},\"timings\":{\"prompt_n\":4},\"eval_count\":2}",
+        "",
+    ],
+    joints: &["\n\n", "\n\n", "\n", "\n", "\r\n", "\r\n\r\n", ""],
+    closes: &["\n\n", "\n", "\r\n\r\n", "", "", "\r"],
+};
+
 const FRAMINGS: [Framing; 3] = [Framing::Json, Framing::Ndjson, Framing::Sse];
 
 /// The longest event that may be taken out, in bytes, as the documentation of `Tap` has it.
@@ -71,19 +107,38 @@ struct Told {
     failed: bool,
 }
 
+/// Each of these bytes in the input stands for a text of `PAD_LEN` bytes, for events too long to be held.
+const PAD: u8 = 1;
+const PAD_LEN: usize = HELD_MAX - 90;
+
 /// Lets the input through the tap in every framing, with and without `hide_usage`.
 pub fn tap(data: &[u8]) {
     let (body, places) = cut::split(data);
+    every_framing(body, &places);
+    if (1..4).contains(&body.iter().filter(|byte| **byte == PAD).count()) {
+        long_events(body, &places);
+    }
+}
+
+fn every_framing(body: &[u8], places: &[usize]) {
+    let chunk = Bytes::copy_from_slice(body);
+    let pieces: Vec<Bytes> =
+        cut::pieces(&chunk, places).into_iter().map(|piece| chunk.slice_ref(piece)).collect();
     for framing in FRAMINGS {
+        // Line by line too, because one line that no full parser can read hides what the others say.
+        for line in chunk.split_inclusive(|byte| *byte == b'\n') {
+            if let Some(told) = told(framing, line) {
+                assert_eq!(run(framing, false, [chunk.slice_ref(line)]).told, told, "{framing:?}");
+            }
+        }
         let told = told(framing, body);
         for hide in [false, true] {
-            let whole = run(framing, hide, [body]);
-            assert_eq!(
-                run(framing, hide, cut::pieces(body, &places)),
-                whole,
-                "{framing:?} cut at {places:?}"
-            );
-            assert_eq!(run(framing, hide, body.chunks(1)), whole, "{framing:?} cut everywhere");
+            let whole = run(framing, hide, [chunk.clone()]);
+            assert_eq!(run(framing, hide, pieces.clone()), whole, "{framing:?} cut at {places:?}");
+            if hide || framing == Framing::Sse {
+                let bytes = (0..body.len()).map(|at| chunk.slice(at..at + 1));
+                assert_eq!(run(framing, hide, bytes), whole, "{framing:?} cut everywhere");
+            }
 
             if hide && framing == Framing::Sse {
                 nothing_but_reports_is_missing(body, &whole.out);
@@ -94,16 +149,32 @@ pub fn tap(data: &[u8]) {
             if let Some(told) = &told {
                 assert_eq!(whole.told, *told, "{framing:?}");
             }
-            breaks_off(framing, hide, &cut::pieces(body, &places));
+            breaks_off(framing, hide, &pieces);
         }
     }
 }
 
-fn run<'a>(framing: Framing, hide: bool, chunks: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
+/// The same, with events about as long as what may be held.
+fn long_events(body: &[u8], places: &[usize]) {
+    let padding = [b'x'; PAD_LEN];
+    let pad = |byte: &u8| if *byte == PAD { padding.to_vec() } else { vec![*byte] };
+    let long: Bytes = body.iter().flat_map(pad).collect();
+    let place = |place: &usize| place * long.len() / (body.len() + 1);
+    let places: Vec<usize> = places.iter().map(place).collect();
+    let pieces: Vec<Bytes> =
+        cut::pieces(&long, &places).into_iter().map(|piece| long.slice_ref(piece)).collect();
+    let whole = run(Framing::Sse, true, [long.clone()]);
+    assert_eq!(run(Framing::Sse, true, pieces.clone()), whole, "cut at {places:?}");
+    nothing_but_reports_is_missing(&long, &whole.out);
+    assert_eq!(whole.mid_line, ends_inside(Framing::Sse, &whole.out));
+    breaks_off(Framing::Sse, true, &pieces);
+}
+
+fn run(framing: Framing, hide: bool, chunks: impl IntoIterator<Item = Bytes>) -> Outcome {
     let mut tap = Tap::new(framing, hide);
     let mut out = Vec::new();
     for chunk in chunks {
-        out.extend_from_slice(&tap.push(Bytes::copy_from_slice(chunk)));
+        out.extend_from_slice(&tap.push(chunk));
     }
     out.extend_from_slice(&tap.finish());
     let told = Told { usage: tap.usage(), complete: tap.complete(), failed: tap.failed() };
@@ -111,12 +182,12 @@ fn run<'a>(framing: Framing, hide: bool, chunks: impl IntoIterator<Item = &'a [u
 }
 
 /// The upstream is cut off after each of the chunks: what the client then reads ends in our error.
-fn breaks_off(framing: Framing, hide: bool, chunks: &[&[u8]]) {
+fn breaks_off(framing: Framing, hide: bool, chunks: &[Bytes]) {
     const MESSAGE: &str = "the \"backend\"\nis gone";
     let mut tap = Tap::new(framing, hide);
     let mut out = Vec::new();
     for chunk in chunks {
-        out.extend_from_slice(&tap.push(Bytes::copy_from_slice(chunk)));
+        out.extend_from_slice(&tap.push(chunk.clone()));
         let line = error_line(framing, MESSAGE, tap.mid_line());
         let read = [&out[..], &line].concat();
         let last = match framing {
@@ -203,7 +274,12 @@ fn told(framing: Framing, body: &[u8]) -> Option<Told> {
         if framing == Framing::Sse && is_done_mark(record) {
             told.complete = true;
         } else if !record.iter().all(|byte| b" \t\r".contains(byte)) {
-            absorb(&mut told, framing, &serde_json::from_slice(record).ok()?);
+            match serde_json::from_slice(record) {
+                Ok(record) => absorb(&mut told, framing, &record),
+                // Half a record says nothing.
+                Err(error) if error.is_eof() => {}
+                Err(_) => return None,
+            }
         }
     }
     Some(told)
@@ -283,7 +359,7 @@ fn is_report(event: &[u8]) -> Option<bool> {
                 }
                 report = true;
             }
-            Err(_) if could_be_report(record) => doubt = true,
+            Err(error) if could_be_report(record) && !error.is_eof() => doubt = true,
             Err(_) => return Some(false),
         }
     }

@@ -33,7 +33,7 @@ pub(crate) const ALL: &[Model] = &[
     },
     Model {
         name: "catalog::old_fetch_vs_new",
-        bound: Some(3),
+        bound: None,
         claim: "a slow fetch from before an invalidation neither overwrites the newer one nor flies beside it",
         run: old_fetch_vs_new,
     },
@@ -89,7 +89,11 @@ struct Backend(Arc<AtomicU32>);
 impl Backend {
     /// One fetch, with a moment in the middle at which others may run.
     fn fetch(&self, refresh: Refresh<u32>, now: u64, value: u32) {
-        require(self.0.fetch_add(1, SeqCst) == 0, "catalog-single-flight", "two fetches are in the air at once");
+        require(
+            self.0.fetch_add(1, SeqCst) == 0,
+            "catalog-single-flight",
+            "two fetches are in the air at once",
+        );
         thread::yield_now();
         self.0.fetch_sub(1, SeqCst);
         refresh.settle(at(now), Ok(value));
@@ -172,7 +176,11 @@ fn old_fetch_vs_new() {
     let got = ask(&cell, &backend, 2, 2);
     slow.join().unwrap();
     require(got == 2, "catalog-age", "who asked after the invalidation got what was fetched before");
-    require(cell.peek(at(2)).as_deref() == Some(&2), "catalog-age", "the older fetch overwrote the newer one");
+    require(
+        cell.peek(at(2)).as_deref() == Some(&2),
+        "catalog-age",
+        "the older fetch overwrote the newer one",
+    );
 }
 
 fn abandoned_refresh() {
@@ -213,7 +221,19 @@ fn concerns_apart([available, loaded]: [Cell<u32>; 2]) {
     if let Look::Pending { refresh: Some(refresh), .. } = look {
         refresh.settle(at(1), Ok(7));
     }
+    let about_loaded = loaded.look(at(1));
+    require(
+        !matches!(about_loaded, Look::Known { .. }),
+        "catalog-isolation",
+        "the answer of one is given for the other",
+    );
+    drop(about_loaded);
     fails.join().unwrap();
+    require(
+        loaded.error(at(1)).is_some(),
+        "catalog-isolation",
+        "one concern's answer took the other's error away",
+    );
     require(available.error(at(1)).is_none(), "catalog-isolation", "the other concern's error stayed");
     require(available.peek(at(1)).is_some(), "catalog-isolation", "the other concern's error hid the answer");
 }

@@ -20,7 +20,7 @@ pub(crate) const ALL: &[Model] = &[
     },
     Model {
         name: "ledger::record_take_fail_stop",
-        bound: Some(3),
+        bound: None,
         claim: "records, a flush that fails and the last flush store every row once",
         run: record_take_fail_stop,
     },
@@ -95,14 +95,16 @@ fn settled(ledger: &Ledger, store: &Store, recorded: u64) {
 fn record_vs_take() {
     let (ledger, into) = (ledger(), Store::new());
     ledger.record(row(1, 10));
-    let records = thread::spawn({
+    let records = [100, 1_000].map(|tokens| {
         let ledger = Arc::clone(&ledger);
-        move || ledger.record(row(1, 100))
+        thread::spawn(move || ledger.record(row(1, tokens)))
     });
     store(&into, ledger.take().expect("a row waits"));
-    records.join().unwrap();
+    for thread in records {
+        thread.join().unwrap();
+    }
     store_all(&ledger, &into);
-    settled(&ledger, &into, 110);
+    settled(&ledger, &into, 1_110);
 }
 
 fn record_take_fail_stop() {
@@ -133,9 +135,15 @@ fn flushed_twice_at_once() {
         let (ledger, into) = (Arc::clone(&ledger), into.clone());
         move || flush(&ledger, &into)
     });
+    let records = thread::spawn({
+        let ledger = Arc::clone(&ledger);
+        move || ledger.record(row(2, 100))
+    });
     flush(&ledger, &into);
     other.join().unwrap();
-    settled(&ledger, &into, 10);
+    records.join().unwrap();
+    store_all(&ledger, &into);
+    settled(&ledger, &into, 110);
 }
 
 fn lost_answer() {

@@ -8,6 +8,7 @@ use pointsman::core;
 
 mod breaker;
 mod catalog;
+#[path = "../common/mod.rs"]
 mod common;
 mod ledger;
 mod pulse;
@@ -35,6 +36,7 @@ const SUITE: Suite = Suite {
         usage::ALL,
         shutdown::ALL,
     ],
+    findings: &[pulse::FINDINGS],
     variants: &[catalog::VARIANTS, usage::VARIANTS],
     zoo: zoo::ZOO,
 };

@@ -122,4 +122,3 @@ fn two_freed_two_wait() {
     check(invariants::idle(&snapshot));
     require(snapshot.admitted == 4, "admitted-adds-up", "four were admitted");
 }
-

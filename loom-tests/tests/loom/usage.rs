@@ -65,18 +65,22 @@ fn tokens(snapshot: &Snapshot) -> u64 {
 }
 
 fn one_cut() {
-    let (usage, mut held) = usage(1);
-    let request = held.pop().expect("one request");
-    let ends = thread::spawn({
-        let usage = usage.clone();
-        move || usage.settle(request, Verdict::Sound, at(2), Some(row(1, 10)))
-    });
+    let (usage, held) = usage(2);
+    let ends: Vec<_> = held
+        .into_iter()
+        .map(|request| {
+            let usage = usage.clone();
+            thread::spawn(move || usage.settle(request, Verdict::Sound, at(2), Some(row(1, 5))))
+        })
+        .collect();
     let seen = usage.snapshot();
     check(invariants::slots(&seen.slots, &LIMITS));
-    let whole = matches!((in_flight(&seen), tokens(&seen)), (1, 0) | (0, 10));
+    let whole = u64::from(in_flight(&seen)) * 5 + tokens(&seen) == 10;
     let why = format!("{} in flight together with {} tokens", in_flight(&seen), tokens(&seen));
     require(whole, "snapshot-whole", &why);
-    ends.join().unwrap();
+    for thread in ends {
+        thread.join().unwrap();
+    }
     let last = usage.snapshot();
     require((in_flight(&last), tokens(&last)) == (0, 10), "snapshot-whole", "the end was not seen");
 }
@@ -165,6 +169,10 @@ fn minute_of_the_end(settle: fn(&Usage, Slot, &Wall)) {
     passes.join().unwrap();
     let flush = usage.ledger().take().expect("a row waits");
     let minute = flush.batch().rows[0].minute.number();
-    require(minute == ended, "token-minute", &format!("it ended in minute {ended} and was counted in {minute}"));
+    require(
+        minute == ended,
+        "token-minute",
+        &format!("it ended in minute {ended} and was counted in {minute}"),
+    );
     flush.durable();
 }

@@ -51,6 +51,7 @@ pub(crate) fn slot(reservation: Reservation) -> Slot {
     }
 }
 
+#[allow(dead_code, reason = "only loom's models look at tickets from outside")]
 pub(crate) fn ticket(reservation: Reservation) -> Ticket {
     match reservation {
         Reservation::Queued(ticket) => ticket,

@@ -1,0 +1,283 @@
+//! The command line. Exit codes: 0 clean, 1 a promise is broken (or what else the command looks for
+//! was found), 2 usage.
+
+use std::env::temp_dir;
+use std::fs;
+use std::io::{Write, stderr, stdout};
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, id};
+
+use clap::{Parser, Subcommand};
+
+use crate::check::{self, COVERAGE_FROM, Order};
+use crate::corpus::{self, Kept};
+use crate::determinism;
+use crate::plan::Plan;
+use crate::replay;
+use crate::scenario::{self, Scenario};
+use crate::seeds::Seeds;
+use crate::shrink;
+use crate::streams::Seed;
+use crate::timeline;
+use crate::zoo::{self, Status, Zoo};
+
+#[derive(Parser)]
+#[command(
+    name = "sim",
+    about = "Whole worlds of pointsman, each from one seed. A commit hash is accepted wherever a seed is."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Lives through many seeds and reports every promise that breaks.
+    Check {
+        /// A..B, A..+N or one seed.
+        #[arg(long, default_value = "0..20000")]
+        seeds: Seeds,
+        /// Threads.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        /// mixed, or one scenario.
+        #[arg(long, default_value = "mixed", value_parser = scenario_named)]
+        scenario: Chosen,
+        /// Prints one JSON object instead.
+        #[arg(long)]
+        json: bool,
+        /// Stops after so many violations.
+        #[arg(long, default_value_t = 10)]
+        stop_after: usize,
+        /// Prints how often each fault and each point came up.
+        #[arg(long)]
+        coverage: bool,
+    },
+    /// Lives through one seed again.
+    Replay {
+        seed: String,
+        #[arg(long, default_value = "mixed", value_parser = scenario_named)]
+        scenario: Chosen,
+        /// Prints the timeline.
+        #[arg(long)]
+        trace: bool,
+    },
+    /// Runs each seed in two processes and compares; then sees whether a canary is noticed.
+    Determinism {
+        /// How many seeds, from 0 on.
+        #[arg(long, default_value_t = 200)]
+        seeds: u64,
+    },
+    /// Makes a smaller world with the same violation and keeps it in corpus/.
+    Shrink {
+        seed: String,
+        #[arg(long, default_value = "mixed", value_parser = scenario_named)]
+        scenario: Chosen,
+        /// Where it is kept.
+        #[arg(long)]
+        folder: Option<PathBuf>,
+    },
+    /// Writes one self-contained page about a seed.
+    Timeline {
+        seed: String,
+        #[arg(long, default_value = "mixed", value_parser = scenario_named)]
+        scenario: Chosen,
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Lives through every kept world again; one file if it is named.
+    Corpus {
+        file: Option<PathBuf>,
+        /// Prints the timelines.
+        #[arg(long)]
+        trace: bool,
+    },
+    /// Puts known bugs back, one at a time, and sees whether they are caught.
+    Zoo {
+        /// All of them, unless some are named.
+        ids: Vec<String>,
+        #[arg(long)]
+        json: bool,
+        /// Where copies are made and built; kept between runs.
+        #[arg(long)]
+        scratch: Option<PathBuf>,
+        /// What builds them.
+        #[arg(long, default_value = "cargo")]
+        cargo: String,
+    },
+    /// Prints the hash of each seed; what `determinism` runs twice.
+    #[command(hide = true)]
+    Hashes {
+        seeds: Seeds,
+        #[arg(long)]
+        canary: bool,
+    },
+}
+
+/// `None` is mixed.
+#[derive(Clone, Copy)]
+struct Chosen(Option<Scenario>);
+
+fn scenario_named(name: &str) -> Result<Chosen, String> {
+    Scenario::find(name).map(Chosen).ok_or_else(|| format!("known scenarios: {}", Scenario::names()))
+}
+
+/// Does what the command line asks for.
+pub(crate) fn run() -> ExitCode {
+    let (text, ok) = match Arguments::parse().command {
+        Command::Check { seeds, jobs, scenario: Chosen(scenario), json, stop_after, coverage } => {
+            let report = check::check(Order { seeds, scenario, jobs, found_max: stop_after });
+            // One scenario alone does not visit everything.
+            let held = scenario.is_none() && report.seeds >= COVERAGE_FROM;
+            let mut text = if json { format!("{:#}\n", report.json()) } else { report.text(held) };
+            if coverage && !json {
+                text.push_str(&report.coverage());
+            }
+            (text, report.is_clean(held))
+        }
+        Command::Replay { seed, scenario: Chosen(scenario), trace } => {
+            again(&scenario::plan(Seed::from_text(&seed), scenario), trace)
+        }
+        Command::Determinism { seeds } => {
+            match (determinism::differing(0, seeds, false), determinism::differing(0, 1, true)) {
+                (Ok(differing), Ok(canary)) => {
+                    let caught = canary.len() == 1;
+                    let text = format!(
+                        "{seeds} seeds in two processes: {} differ {differing:?}; the canary was {}\n",
+                        differing.len(),
+                        if caught { "caught" } else { "NOT caught" }
+                    );
+                    (text, differing.is_empty() && caught)
+                }
+                (Err(error), _) | (_, Err(error)) => {
+                    (format!("the seeds could not be run: {error}\n"), false)
+                }
+            }
+        }
+        Command::Shrink { seed, scenario: Chosen(scenario), folder } => {
+            smaller(&scenario::plan(Seed::from_text(&seed), scenario), folder)
+        }
+        Command::Timeline { seed, scenario: Chosen(scenario), out } => {
+            let plan = scenario::plan(Seed::from_text(&seed), scenario);
+            let outcome = replay::replay(&plan);
+            match fs::write(&out, timeline::page(&plan, &outcome)) {
+                Ok(()) => (replay::summary(&plan, &outcome), outcome.violation.is_none()),
+                Err(error) => (format!("the page cannot be written: {error}\n"), false),
+            }
+        }
+        Command::Corpus { file, trace } => kept(file, trace),
+        Command::Zoo { ids, json, scratch, cargo } => zoo_of(&ids, json, scratch, cargo),
+        Command::Hashes { seeds, canary } => {
+            let mut text = String::new();
+            for seed in (0..).map_while(|index| seeds.get(index)) {
+                let noise = if canary { u64::from(id()) } else { 0 };
+                text.push_str(&format!("{seed} {:016x}\n", determinism::hash(seed) ^ noise));
+            }
+            (text, true)
+        }
+    };
+    tell(&text);
+    if ok { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+fn again(plan: &Plan, trace: bool) -> (String, bool) {
+    let outcome = replay::replay(plan);
+    let mut text = String::new();
+    if trace {
+        outcome.lines.iter().for_each(|line| text.push_str(&format!("{}\n", replay::line(line))));
+    }
+    text.push_str(&replay::summary(plan, &outcome));
+    (text, outcome.violation.is_none())
+}
+
+fn folder_of_the_corpus() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")
+}
+
+fn smaller(plan: &Plan, folder: Option<PathBuf>) -> (String, bool) {
+    let Some(shrunk) = shrink::shrink(plan) else {
+        return ("this seed breaks no promise: there is nothing to shrink\n".to_owned(), true);
+    };
+    let text = format!(
+        "{} is broken: {}\n{} events before, {} now; {} requests, {} actions, {} faults are left; {} worlds tried\n",
+        shrunk.promise,
+        shrunk.why,
+        shrunk.events_before,
+        shrunk.events,
+        shrunk.plan.requests.len(),
+        shrunk.plan.actions.len(),
+        shrunk.plan.faults.0.len(),
+        shrunk.tried,
+    );
+    let kept = Kept { promise: shrunk.promise, why: shrunk.why, plan: shrunk.plan };
+    match corpus::write(&folder.unwrap_or_else(folder_of_the_corpus), &kept) {
+        Ok(path) => (format!("{text}kept in {}\n", path.display()), false),
+        Err(error) => (format!("{text}it cannot be kept: {error}\n"), false),
+    }
+}
+
+fn kept(file: Option<PathBuf>, trace: bool) -> (String, bool) {
+    let files = match file {
+        Some(file) => Ok(vec![file]),
+        None => corpus::files(&folder_of_the_corpus()),
+    };
+    let worlds =
+        files.and_then(|files| files.iter().map(|file| corpus::read(file)).collect::<Result<Vec<_>, _>>());
+    let worlds = match worlds {
+        Ok(worlds) => worlds,
+        Err(error) => return (format!("the corpus cannot be read: {error}\n"), false),
+    };
+    let (mut text, mut ok) = (format!("{} kept worlds\n", worlds.len()), true);
+    for world in worlds {
+        let (told, held) = again(&world.plan, trace);
+        text.push_str(&told);
+        ok &= held;
+    }
+    (text, ok)
+}
+
+fn zoo_of(ids: &[String], json: bool, scratch: Option<PathBuf>, cargo: String) -> (String, bool) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let scratch = scratch.unwrap_or_else(|| temp_dir().join("pointsman-zoo"));
+    let zoo = Zoo { root, scratch, cargo };
+    let patches = match zoo.patches() {
+        Ok(patches) => patches,
+        Err(error) => return (format!("the zoo cannot be read: {error}\n"), false),
+    };
+    let named = |patch: &&PathBuf| {
+        let name = patch.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+        ids.is_empty() || ids.iter().any(|id| id == name)
+    };
+    let mut entries = Vec::new();
+    for patch in patches.iter().filter(named) {
+        match zoo.visit(patch) {
+            Ok(entry) => {
+                if !json {
+                    tell(&format!("{:<34} {:?} {:?}\n", entry.header.id, entry.status, entry.found));
+                }
+                entries.push(entry);
+            }
+            Err(why) => return (format!("{why}\n"), false),
+        }
+    }
+    let ok = !entries.is_empty() && entries.iter().all(|entry| entry.status == Status::Caught);
+    let data = serde_json::json!(entries);
+    // The files hold the whole zoo; a visit to some entries leaves them alone.
+    if ids.is_empty() {
+        let folder = zoo.root.join("sim/zoo");
+        let written = fs::write(folder.join("RESULTS.md"), zoo::page(&entries))
+            .and_then(|()| fs::write(folder.join("results.json"), format!("{data:#}\n")));
+        if let Err(error) = written {
+            return (format!("the results cannot be written: {error}\n"), false);
+        }
+    }
+    (if json { format!("{data:#}\n") } else { zoo::page(&entries) }, ok)
+}
+
+fn tell(text: &str) {
+    if let Err(error) = stdout().write_all(text.as_bytes()) {
+        // A reader that has left (`| head`) is no error of ours, and there is nobody else to tell.
+        let _ = writeln!(stderr(), "cannot print: {error}");
+    }
+}

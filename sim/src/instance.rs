@@ -1,0 +1,277 @@
+//! The lives of an instance: start, background tasks, graceful stop, crash.
+//!
+//! The order of a graceful stop is that of the production process: take nothing new, let answers end
+//! within the grace time, cut the rest off, end the background tasks, and only then the last flush.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use core::time::Duration;
+
+use pointsman::core::breaker::Health;
+use pointsman::core::ledger::Tokens;
+use pointsman::core::usage;
+use pointsman::flow::flush::LoadError;
+use pointsman::flow::router::{Ports, Router, StartError};
+
+use crate::disk::Disk;
+use crate::executor::{Domain, Executor};
+use crate::net::SimUpstream;
+use crate::oracle;
+use crate::plan::Plan;
+use crate::ports::{SimClock, SimEntropy, SimSpawn};
+use crate::shared::Shared;
+use crate::sometimes::Point;
+use crate::store::SimStore;
+use crate::trace::Actor;
+use crate::world::{BreakerWatch, Command, Instance, Rows, Status, World};
+
+/// How long the last flush may take, as in production.
+const LAST_FLUSH: Duration = Duration::from_secs(10);
+
+impl Instance {
+    /// An instance that was never started.
+    pub(crate) fn new(plan: &Plan, index: usize) -> Instance {
+        Instance {
+            life: 0,
+            status: Status::Down,
+            router: None,
+            origin: 0,
+            wall_offset_ms: plan.instances[index].wall_offset_ms,
+            cut_off_until: vec![0; plan.endpoints.len()],
+            disk: Disk::default(),
+            disk_full_until: 0,
+            settings: plan.settings.clone(),
+            endpoints: plan.instances[index].endpoints.clone(),
+            arrivals: vec![0; plan.endpoints.len()],
+            reloads: 0,
+            allowed: plan.settings.limit,
+            base: Rows::new(),
+            recorded: Rows::new(),
+            base_sum: (0, 0),
+            recorded_sum: (0, 0),
+            running_calls: Vec::new(),
+            serving: BTreeMap::new(),
+            background: Vec::new(),
+            listings: Vec::new(),
+            numbers: Vec::new(),
+            breakers: vec![BreakerWatch::new(); plan.endpoints.len()],
+            watched: (0, 0, 0, 0),
+            flush_failed: false,
+            minutes: BTreeSet::new(),
+            granted_since: None,
+            stored_seen: 0,
+        }
+    }
+}
+
+impl BreakerWatch {
+    fn new() -> Self {
+        BreakerWatch {
+            health: Health::Closed,
+            opened_at_call: usize::MAX,
+            faults: 0,
+            on_trial: false,
+            good_since_open: false,
+            open_until_at_least: 0,
+            granted_before: 0,
+            moved_at: 0,
+            silent_until: 0,
+        }
+    }
+}
+
+/// What of a snapshot a watcher compares: admitted, finished, queued, tokens.
+pub(crate) fn summary(usage: &usage::Snapshot) -> (u64, u64, u64, u64) {
+    let tokens = usage.tokens.values().map(|tokens: &Tokens| tokens.total()).sum();
+    (usage.slots.admitted, usage.slots.finished, usage.slots.queued as u64, tokens)
+}
+
+/// Begins a life, unless one is under way.
+pub(crate) fn start(world: &Arc<World>, index: usize) {
+    let ports = {
+        let mut state = world.state.lock();
+        let state = &mut *state;
+        let of = &mut state.instances[index];
+        if of.status != Status::Down {
+            return;
+        }
+        of.life += 1;
+        of.status = Status::Starting;
+        of.origin = world.seed.stream_of("origin", &[index as u64, u64::from(of.life)]).below(1 << 50);
+        of.arrivals.fill(0);
+        of.reloads = 0;
+        of.allowed = if of.settings.queue { of.settings.limit } else { u32::MAX };
+        of.running_calls.clear();
+        of.serving.clear();
+        of.background.clear();
+        of.listings.clear();
+        of.numbers.clear();
+        of.breakers.fill(BreakerWatch::new());
+        of.watched = (0, 0, 0, 0);
+        of.flush_failed = false;
+        of.minutes.clear();
+        of.granted_since = None;
+        of.stored_seen = 0;
+        if !of.base.is_empty() {
+            state.tally.reached[Point::StartedFromRows as usize] += 1;
+        }
+        let (life, origin) = (of.life, of.origin);
+        let domain = Domain::Instance { index, life };
+        let chance = world.seed.stream_of("entropy", &[index as u64, u64::from(life)]);
+        let ports = Ports {
+            clock: Arc::new(SimClock { world: Arc::clone(world), instance: index, origin }),
+            entropy: Arc::new(SimEntropy(Shared::new(chance))),
+            spawn: Arc::new(SimSpawn { world: Arc::clone(world), domain }),
+            upstream: Arc::new(SimUpstream { world: Arc::clone(world), instance: index, life }),
+            store: Arc::new(SimStore { world: Arc::clone(world), instance: index }),
+        };
+        state.trace.note(world.handle.now(), Actor::Instance(index), "starts life {a}", u64::from(life), 0);
+        (domain, ports)
+    };
+    let (domain, ports) = ports;
+    let world = Arc::clone(world);
+    world.handle.clone().spawn(domain, boot(world, index, domain, ports));
+}
+
+async fn boot(world: Arc<World>, index: usize, domain: Domain, ports: Ports) {
+    let configured = |world: &World| {
+        let state = world.state.lock();
+        (state.instances[index].settings.clone(), state.instances[index].endpoints.clone())
+    };
+    let (router, began_with) = loop {
+        let (settings, endpoints) = configured(&world);
+        let config = settings.config(&world.plan.endpoints, &endpoints);
+        match Router::start(config, ports.clone()).await {
+            Ok(router) => break (router, (settings, endpoints)),
+            Err(StartError::Load(LoadError::Store(_))) => ports.clock.sleep(Duration::from_millis(300)).await,
+            Err(error) => {
+                return world.break_promise(
+                    oracle::TOKEN_CONSERVATION,
+                    format!("instance {index} cannot start: {error}"),
+                );
+            }
+        }
+    };
+    // The operator may have changed the file while the store was being read.
+    let now_configured = configured(&world);
+    if now_configured != began_with {
+        router.reload(now_configured.0.config(&world.plan.endpoints, &now_configured.1));
+    }
+    let handle = &world.handle;
+    let warming = handle.spawn(domain, {
+        let router = Arc::clone(&router);
+        async move { router.warm_up().await }
+    });
+    let flushing = handle.spawn(domain, {
+        let router = Arc::clone(&router);
+        async move { router.keep_flushing().await }
+    });
+    let watching = handle.spawn(domain, watch(Arc::clone(&world), index, Arc::clone(&router)));
+    let now = world.now();
+    let mut state = world.state.lock();
+    let of = &mut state.instances[index];
+    of.router = Some(router);
+    of.allowed = if of.settings.queue { of.settings.limit } else { u32::MAX };
+    of.status = Status::Up;
+    of.background = vec![warming, flushing, watching];
+    state.trace.note(now, Actor::Instance(index), "is up", 0, 0);
+}
+
+/// Follows the snapshots, as the usage stream does.
+async fn watch(world: Arc<World>, index: usize, router: Arc<Router>) {
+    loop {
+        let changed = router.usage().changed();
+        let seen = summary(&router.usage().snapshot());
+        world.state.lock().instances[index].watched = seen;
+        changed.await;
+    }
+}
+
+/// Stops an instance gracefully, if it is up.
+pub(crate) fn stop(world: &Arc<World>, index: usize) {
+    let (domain, router) = {
+        let mut state = world.state.lock();
+        let now = world.now();
+        let of = &mut state.instances[index];
+        if of.status != Status::Up {
+            return;
+        }
+        of.status = Status::Stopping;
+        let domain = Domain::Instance { index, life: of.life };
+        let Some(router) = of.router.clone() else { return };
+        state.trace.note(now, Actor::Instance(index), "stops: takes nothing new", 0, 0);
+        (domain, router)
+    };
+    let world = Arc::clone(world);
+    world.handle.clone().spawn(domain, drain(world, index, router));
+}
+
+async fn drain(world: Arc<World>, index: usize, router: Arc<Router>) {
+    let handle = &world.handle;
+    let until = world.now() + world.plan.settings.drain_grace_ms * 1_000_000;
+    let serving = |world: &World| world.state.lock().instances[index].serving.len();
+    let waited = serving(&world) > 0;
+    while serving(&world) > 0 && world.now() < until {
+        handle.sleep(Duration::from_millis(20)).await;
+    }
+    let left: Vec<usize> = world.state.lock().instances[index].serving.keys().copied().collect();
+    if left.is_empty() {
+        if waited {
+            world.reached(Point::DrainedWhole);
+        }
+    } else {
+        world.reached(Point::DrainCutOff);
+        left.iter().for_each(|task| handle.cancel(*task));
+    }
+    let background = world.state.lock().instances[index].background.clone();
+    background.iter().for_each(|task| handle.cancel(*task));
+    // What was cancelled is dropped at the end of this step.
+    handle.sleep(Duration::from_nanos(1)).await;
+    let stored = router.flush_all(LAST_FLUSH).await;
+    let what =
+        if stored.is_ok() { "has stored everything and ends" } else { "could not store everything and ends" };
+    world.note(Actor::Instance(index), what, 0, 0);
+    world.state.lock().commands.push(Command::Stopped(index, stored.is_ok()));
+}
+
+/// Ends a life: in a crash, or when a graceful stop is over and its last flush worked or not.
+pub(crate) fn end(world: &World, executor: &mut Executor, index: usize, stopped: Option<bool>) {
+    let now = world.now();
+    let (domain, router) = {
+        let mut state = world.state.lock();
+        let of = &mut state.instances[index];
+        if of.status == Status::Down {
+            return;
+        }
+        let domain = Domain::Instance { index, life: of.life };
+        // From here on what its dropped calls and clients do counts no more.
+        of.status = Status::Down;
+        of.running_calls.clear();
+        (domain, of.router.take())
+    };
+    let before = router.as_ref().map(|router| router.usage().ledger().balance());
+    executor.kill(domain);
+    drop(router);
+    let mut state = world.state.lock();
+    let life = u64::from(state.instances[index].life);
+    match stopped {
+        Some(true) => {
+            state.instances[index].disk.sync();
+            oracle::after_stop(&mut state, &world.plan, now, index);
+        }
+        Some(false) => {
+            state.instances[index].disk.sync();
+            oracle::after_crash(&mut state, &world.plan, now, index, before);
+        }
+        None => {
+            state.trace.note(now, Actor::Instance(index), "crashes in life {a}", life, 0);
+            if state.instances[index].disk.is_dirty() {
+                state.reached(Point::CrashDuringWrite);
+            }
+            let mut chance = world.seed.stream_of("crash", &[index as u64, life]);
+            state.instances[index].disk.crash(&mut chance);
+            oracle::after_crash(&mut state, &world.plan, now, index, before);
+        }
+    }
+}

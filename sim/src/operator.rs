@@ -1,0 +1,142 @@
+//! Whoever, or whatever, changes the world on purpose: the plan's actions, one after the other.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use crate::client;
+use crate::executor::Domain;
+use crate::faults::Fault;
+use crate::instance;
+use crate::plan::Action;
+use crate::sometimes::Point;
+use crate::trace::Actor;
+use crate::world::{Command, Status, World};
+
+/// Lets the plan's clients come, each at its time.
+pub(crate) async fn workload(world: Arc<World>) {
+    for asked in &world.plan.requests {
+        world.handle.sleep_until(asked.at_us * 1_000).await;
+        client::arrive(&world, Arc::new(asked.clone()));
+    }
+}
+
+/// Carries the plan's actions out, each at its time.
+pub(crate) async fn operate(world: Arc<World>) {
+    for action in &world.plan.actions {
+        world.handle.sleep_until(action.at_us * 1_000).await;
+        act(&world, &action.what);
+    }
+}
+
+fn act(world: &Arc<World>, action: &Action) {
+    let now = world.now();
+    world.remark(Actor::Operator, || format!("{action:?}"));
+    let mut state = world.state.lock();
+    let fault = match *action {
+        Action::Reload { .. } => Fault::Reload,
+        Action::Crash { instance, down_us } => {
+            state.commands.push(Command::Crash(instance));
+            drop(state);
+            start_later(world, instance, down_us);
+            state = world.state.lock();
+            Fault::Crash
+        }
+        Action::Restart { instance, down_us } => {
+            drop(state);
+            instance::stop(world, instance);
+            start_later(world, instance, down_us);
+            state = world.state.lock();
+            Fault::Restart
+        }
+        Action::Pause { instance, for_us } => {
+            state.commands.push(Command::Pause(instance));
+            let later = Arc::clone(world);
+            world.handle.spawn(Domain::World, async move {
+                later.handle.sleep(Duration::from_micros(for_us)).await;
+                later.state.lock().commands.push(Command::Resume(instance));
+            });
+            Fault::Pause
+        }
+        Action::WallStep { instance, by_ms } => {
+            state.instances[instance].wall_offset_ms += by_ms;
+            if by_ms < 0 {
+                state.reached(Point::WallWentBack);
+            }
+            Fault::WallStep
+        }
+        Action::Partition { instance, endpoint, for_us } => {
+            state.instances[instance].cut_off_until[endpoint] = now + for_us * 1_000;
+            Fault::Partition
+        }
+        Action::Down { endpoint, for_us } => {
+            state.endpoints[endpoint].down_until = now + for_us * 1_000;
+            state.endpoints[endpoint].went_down = Some(now);
+            Fault::EndpointDown
+        }
+        Action::DiskFull { instance, for_us } => {
+            state.instances[instance].disk_full_until = now + for_us * 1_000;
+            Fault::DiskFull
+        }
+        Action::Serve { endpoint, model, listed } => {
+            let of = &mut state.endpoints[endpoint].models[model];
+            *of = (listed, listed && of.1);
+            Fault::ModelChurn
+        }
+        Action::Load { endpoint, model, loaded } => {
+            let of = &mut state.endpoints[endpoint].models[model];
+            of.1 = of.0 && loaded;
+            Fault::ModelChurn
+        }
+    };
+    state.struck(now, Actor::Operator, fault);
+    drop(state);
+    if let Action::Reload { instance, endpoints, limit, queue } = action {
+        reload(world, *instance, endpoints, *limit, *queue);
+    }
+}
+
+fn start_later(world: &Arc<World>, instance: usize, down_us: u64) {
+    let later = Arc::clone(world);
+    world.handle.spawn(Domain::World, async move {
+        later.handle.sleep(Duration::from_micros(down_us)).await;
+        // A graceful stop may take longer than that.
+        while later.state.lock().instances[instance].status == Status::Stopping {
+            later.handle.sleep(Duration::from_millis(100)).await;
+        }
+        instance::start(&later, instance);
+    });
+}
+
+fn reload(world: &World, instance: usize, endpoints: &[usize], limit: u32, queue: bool) {
+    let mut state = world.state.lock();
+    let of = &mut state.instances[instance];
+    let before = core::mem::replace(&mut of.endpoints, endpoints.to_vec());
+    of.settings.limit = limit;
+    of.settings.queue = queue;
+    let Some(router) = of.router.clone() else { return };
+    let config = of.settings.config(&world.plan.endpoints, endpoints);
+    for endpoint in endpoints.iter().filter(|endpoint| !before.contains(endpoint)) {
+        of.arrivals[*endpoint] += 1;
+    }
+    of.reloads += 1;
+    let slots = router.usage().snapshot().slots;
+    let highest = slots.endpoints.iter().flat_map(|e| e.in_flight.iter()).map(|(_, count)| *count).max();
+    let highest = highest.unwrap_or(0);
+    of.allowed = limit.max(highest);
+    let running = of.running_calls.clone();
+    let removed_busy = running.into_iter().any(|call| {
+        let endpoint = state.calls[call].endpoint;
+        before.contains(&endpoint) && !endpoints.contains(&endpoint)
+    });
+    if highest > 0 {
+        state.reached(Point::ReloadedInFlight);
+    }
+    if highest > limit {
+        state.reached(Point::LoweredBelow);
+    }
+    if removed_busy {
+        state.reached(Point::RemovedInFlight);
+    }
+    drop(state);
+    router.reload(config);
+}

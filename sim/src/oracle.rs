@@ -1,0 +1,50 @@
+//! The promises of the design, judged from outside: against what endpoints, clients and stores saw,
+//! never against the router's own opinion alone.
+//!
+//! - `calls`: what a single call proves: slot-limit, catalog-single-flight, catalog-age.
+//! - `counts`: after each step of an instance: slot-conservation, slot-limit, admitted-adds-up,
+//!   snapshot-whole, token-conservation, and the breakers.
+//! - `answers`: what clients got: answer-pure, answer-ends, catalog-isolation.
+//! - `books`: what the store holds: token-conservation, token-minute.
+//!
+//! One name is not in the design's list: `breaker-honest` (an open breaker lets nobody in, a half-open
+//! one a single probe; only faults open it, only a probe of its own closes it).
+
+mod answers;
+mod books;
+mod calls;
+mod counts;
+
+pub(crate) use answers::{ended, failed, got};
+pub(crate) use books::{after_crash, after_stop};
+pub(crate) use calls::{Closed, call_closed, call_opened, call_took};
+pub(crate) use counts::{after_step, at_rest};
+
+pub(crate) const ADMITTED_ADDS_UP: &str = "admitted-adds-up";
+pub(crate) const ANSWER_ENDS: &str = "answer-ends";
+pub(crate) const ANSWER_PURE: &str = "answer-pure";
+pub(crate) const BREAKER_HONEST: &str = "breaker-honest";
+pub(crate) const CATALOG_AGE: &str = "catalog-age";
+pub(crate) const CATALOG_ISOLATION: &str = "catalog-isolation";
+pub(crate) const CATALOG_SINGLE_FLIGHT: &str = "catalog-single-flight";
+pub(crate) const SLOT_CONSERVATION: &str = "slot-conservation";
+pub(crate) const SLOT_LIMIT: &str = "slot-limit";
+pub(crate) const SNAPSHOT_WHOLE: &str = "snapshot-whole";
+pub(crate) const TOKEN_CONSERVATION: &str = "token-conservation";
+pub(crate) const TOKEN_MINUTE: &str = "token-minute";
+
+/// All names a violation can have, for the zoo's headers and for panics that begin with one.
+pub(crate) const PROMISES: [&str; 12] = [
+    ADMITTED_ADDS_UP,
+    ANSWER_ENDS,
+    ANSWER_PURE,
+    BREAKER_HONEST,
+    CATALOG_AGE,
+    CATALOG_ISOLATION,
+    CATALOG_SINGLE_FLIGHT,
+    SLOT_CONSERVATION,
+    SLOT_LIMIT,
+    SNAPSHOT_WHOLE,
+    TOKEN_CONSERVATION,
+    TOKEN_MINUTE,
+];

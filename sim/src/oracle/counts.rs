@@ -1,0 +1,281 @@
+//! After each step of an instance: what the router says it has in flight, and has recorded, against
+//! what its endpoints see and have answered.
+
+use pointsman::core::breaker::{Health, Settings};
+use pointsman::core::invariants::{self, Broken};
+use pointsman::core::slots::{Limits, Snapshot};
+use pointsman::flow::router::Router;
+
+use core::time::Duration;
+
+use crate::faults::Fault;
+use crate::plan::Plan;
+use crate::sometimes::Point;
+use crate::world::{BreakerWatch, CallKind, State, World};
+
+use super::{ANSWER_ENDS, BREAKER_HONEST, SLOT_CONSERVATION, SNAPSHOT_WHOLE, TOKEN_CONSERVATION};
+
+/// Checks an instance that is up.
+pub(crate) fn after_step(world: &World, instance: usize) {
+    let mut state = world.state.lock();
+    let Some(router) = state.instances[instance].router.clone() else { return };
+    let now = world.now();
+    if let Err((promise, why)) = check(&mut state, &world.plan, now, instance, &router) {
+        state.break_promise(now, promise, why);
+    }
+}
+
+type Judged = Result<(), (&'static str, String)>;
+
+fn named(broken: Broken) -> (&'static str, String) {
+    (broken.promise.name(), broken.why)
+}
+
+fn check(state: &mut State, plan: &Plan, now: u64, instance: usize, router: &Router) -> Judged {
+    let usage = router.usage().snapshot();
+    let slots = &usage.slots;
+    number_endpoints(state, plan, instance, slots)?;
+    limits(state, instance, slots)?;
+    collected(state, plan, now, instance, slots)?;
+    in_flight(state, plan, instance, slots)?;
+    breakers(state, plan, now, instance, slots)?;
+
+    let of = &mut state.instances[instance];
+    let balance = router.usage().ledger().balance();
+    invariants::ledger(&balance).map_err(named)?;
+    let recorded = (balance.recorded.input, balance.recorded.output);
+    if recorded != of.recorded_sum {
+        let why = format!(
+            "instance {instance} has recorded {recorded:?} tokens, its endpoints answered {:?}",
+            of.recorded_sum
+        );
+        return Err((TOKEN_CONSERVATION, why));
+    }
+    let totals = usage.tokens.values().fold((0, 0), |sum, t| (sum.0 + t.input, sum.1 + t.output));
+    let expected = (of.base_sum.0 + of.recorded_sum.0, of.base_sum.1 + of.recorded_sum.1);
+    if totals != expected {
+        let why = format!(
+            "instance {instance}'s snapshot shows {totals:?} tokens, stored and recorded are {expected:?}"
+        );
+        return Err((SNAPSHOT_WHOLE, why));
+    }
+    let stored = balance.stored.total();
+    if stored > of.stored_seen {
+        of.stored_seen = stored;
+        let retried = core::mem::take(&mut of.flush_failed);
+        if core::mem::take(&mut of.minutes).len() > 1 {
+            state.reached(Point::MinutesInOneBatch);
+        }
+        state.reached(Point::Flushed);
+        if retried {
+            state.reached(Point::FlushRetried);
+        }
+    }
+    Ok(())
+}
+
+/// Learns which endpoint each number of the router is; they only ever grow.
+fn number_endpoints(state: &mut State, plan: &Plan, instance: usize, slots: &Snapshot) -> Judged {
+    let numbers = &mut state.instances[instance].numbers;
+    for known in numbers.len()..slots.endpoints.len() {
+        let name = slots.endpoints[known].name.as_str();
+        let found =
+            plan.endpoints.iter().enumerate().position(|(index, endpoint)| endpoint.url(index) == name);
+        let Some(endpoint) = found else {
+            return Err((
+                SLOT_CONSERVATION,
+                format!("instance {instance} counts for {name}, which nobody configured"),
+            ));
+        };
+        numbers.push(endpoint);
+    }
+    Ok(())
+}
+
+fn limits(state: &mut State, instance: usize, slots: &Snapshot) -> Judged {
+    let of = &mut state.instances[instance];
+    let settings = &of.settings;
+    let highest =
+        slots.endpoints.iter().flat_map(|e| e.in_flight.iter()).map(|(_, count)| *count).max().unwrap_or(0);
+    let queue_max = settings.queue.then_some(settings.queue_max);
+    // A limit that was lowered holds once the requests above it have ended.
+    of.allowed = if settings.queue { of.allowed.min(highest.max(settings.limit)) } else { u32::MAX };
+    let limits = Limits {
+        per_model: of.allowed,
+        queue_max,
+        breaker: Settings { failures: settings.breaker_failures, open_for: Duration::ZERO },
+        wedged_after: Duration::ZERO,
+    };
+    invariants::slots(slots, &limits).map_err(named)?;
+    if slots.queued > 0 {
+        state.reached(Point::Queued);
+    }
+    if slots.handed_over > 0 {
+        state.reached(Point::HandedOver);
+    }
+    if slots.endpoints.iter().any(|endpoint| endpoint.wedged) {
+        state.reached(Point::Wedged);
+    }
+    Ok(())
+}
+
+/// Whoever is granted a slot takes it at once: no time passes while a task is ready.
+fn collected(state: &mut State, plan: &Plan, now: u64, instance: usize, slots: &Snapshot) -> Judged {
+    let of = &mut state.instances[instance];
+    if slots.handed_over == 0 || plan.faults.is_on(Fault::Pause) {
+        of.granted_since = None;
+        return Ok(());
+    }
+    let since = *of.granted_since.get_or_insert(now);
+    if since < now {
+        let why = format!(
+            "{} granted slots of instance {instance} lie idle for {} us: whoever waits was not woken",
+            slots.handed_over,
+            (now - since) / 1_000
+        );
+        return Err((ANSWER_ENDS, why));
+    }
+    Ok(())
+}
+
+/// What the router holds in flight is what endpoints work on, one by one.
+fn in_flight(state: &State, plan: &Plan, instance: usize, slots: &Snapshot) -> Judged {
+    let of = &state.instances[instance];
+    let mut held = 0u64;
+    for call in &of.running_calls {
+        let call = &state.calls[*call];
+        if call.client.is_some_and(|client| state.clients[client].ended.is_some()) {
+            let why =
+                format!("endpoint {} still works for client {:?}, who is gone", call.endpoint, call.client);
+            return Err((ANSWER_ENDS, why));
+        }
+    }
+    for (number, used) in slots.endpoints.iter().enumerate() {
+        let endpoint = of.numbers[number];
+        held += u64::from(used.total);
+        let running = || {
+            let calls = of.running_calls.iter().map(|call| &state.calls[*call]);
+            calls.filter(move |call| call.endpoint == endpoint)
+        };
+        let total = running().count();
+        if (used.total as usize) < total {
+            let why = format!(
+                "endpoint {endpoint} works on {total} requests of instance {instance}, which counts {}",
+                used.total
+            );
+            return Err((SLOT_CONSERVATION, why));
+        }
+        for (model, count) in used.in_flight.iter() {
+            let known = (0..plan.endpoints[endpoint].models.len())
+                .find(|number| plan.endpoints[endpoint].tracked(*number) == model.as_str());
+            let Some(known) = known else {
+                return Err((
+                    SLOT_CONSERVATION,
+                    format!("endpoint {endpoint} has slots under {model}, a name it does not have"),
+                ));
+            };
+            let working = running().filter(|call| call.kind == CallKind::Inference(known)).count();
+            if (*count as usize) < working {
+                let why = format!(
+                    "endpoint {endpoint} works on {working} requests for {model}, instance {instance} counts {count}"
+                );
+                return Err((SLOT_CONSERVATION, why));
+            }
+        }
+    }
+    let open = of.running_calls.len() as u64;
+    let handed_over = slots.handed_over as u64;
+    if held != open + handed_over {
+        let why = format!(
+            "instance {instance} holds {held} slots, {open} for calls under way and {handed_over} handed over: the others are lost"
+        );
+        return Err((SLOT_CONSERVATION, why));
+    }
+    Ok(())
+}
+
+fn breakers(state: &mut State, plan: &Plan, now: u64, instance: usize, slots: &Snapshot) -> Judged {
+    let calls = state.calls.len();
+    for (number, used) in slots.endpoints.iter().enumerate() {
+        let of = &mut state.instances[instance];
+        let endpoint = of.numbers[number];
+        let failures = of.settings.breaker_failures;
+        let watch = &mut of.breakers[endpoint];
+        let before = core::mem::replace(&mut watch.health, used.health);
+        match (before, used.health) {
+            (Health::Closed, Health::Open | Health::HalfOpen) => {
+                let enough = if watch.on_trial { 1 } else { failures };
+                if watch.faults < enough {
+                    let why = format!(
+                        "instance {instance} opened the breaker of endpoint {endpoint} after {} faults, {enough} are needed",
+                        watch.faults
+                    );
+                    return Err((BREAKER_HONEST, why));
+                }
+                opened(watch, plan, now, calls, slots.handed_over);
+                state.reached(Point::BreakerOpened);
+            }
+            (Health::HalfOpen, Health::Open) => opened(watch, plan, now, calls, slots.handed_over),
+            (Health::Open | Health::HalfOpen, Health::Closed) => {
+                if !watch.good_since_open {
+                    let why = format!(
+                        "instance {instance} closed the breaker of endpoint {endpoint} without a probe that was answered"
+                    );
+                    return Err((BREAKER_HONEST, why));
+                }
+                watch.faults = 0;
+                watch.on_trial = true;
+                watch.opened_at_call = usize::MAX;
+                state.reached(Point::BreakerClosed);
+            }
+            _ => {}
+        }
+        let of = &state.instances[instance];
+        let watch = &of.breakers[endpoint];
+        if used.health != Health::Closed {
+            let probes = of
+                .running_calls
+                .iter()
+                .filter(|call| **call >= watch.opened_at_call && state.calls[**call].endpoint == endpoint)
+                .count();
+            if probes > 1 + watch.granted_before {
+                let why =
+                    format!("{probes} probes of instance {instance} are at endpoint {endpoint} at once");
+                return Err((BREAKER_HONEST, why));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn opened(watch: &mut BreakerWatch, plan: &Plan, now: u64, calls: usize, granted: usize) {
+    watch.granted_before = granted;
+    watch.opened_at_call = calls;
+    watch.good_since_open = false;
+    watch.open_until_at_least = now + plan.settings.breaker_open_ms * 1_000_000;
+}
+
+/// After quiet: nothing is held, nobody waits, and the last snapshot published was seen.
+pub(crate) fn at_rest(world: &World, instance: usize) {
+    let now = world.now();
+    let mut state = world.state.lock();
+    let Some(router) = state.instances[instance].router.clone() else { return };
+    let usage = router.usage().snapshot();
+    if let Err(broken) = invariants::idle(&usage.slots) {
+        let (promise, why) = named(broken);
+        state.break_promise(now, promise, format!("instance {instance} at rest: {why}"));
+    }
+    let last = crate::instance::summary(&usage);
+    let waiting = router.usage().ledger().balance().waiting.total();
+    if waiting > 0 {
+        let why = format!("{waiting} tokens of instance {instance} still wait to be stored at rest");
+        state.break_promise(now, TOKEN_CONSERVATION, why);
+    }
+    let watched = state.instances[instance].watched;
+    if watched != last {
+        let why = format!(
+            "the last snapshot of instance {instance} that was published is {watched:?}, now it is {last:?}"
+        );
+        state.break_promise(now, SNAPSHOT_WHOLE, why);
+    }
+}

@@ -1,0 +1,359 @@
+//! One world from its beginning to its end: the plan is carried out, then it heals, then every promise
+//! about what must finally come true is called in.
+
+use core::panic::AssertUnwindSafe;
+use std::collections::BTreeMap;
+use std::panic::catch_unwind;
+use std::sync::Arc;
+
+use pointsman::flow::router::Router;
+
+use crate::client;
+use crate::executor::{Domain, Executor, Step};
+use crate::instance;
+use crate::operator;
+use crate::oracle;
+use crate::panics;
+use crate::plan::{Call, Plan, RequestPlan};
+use crate::shared::Shared;
+use crate::streams::Seed;
+use crate::trace::{Actor, Line, Trace};
+use crate::world::{CallKind, Command, Ending, Endpoint, Instance, State, Status, Tally, Violation, World};
+
+/// More steps than any plan needs: a world that takes more spins.
+const STEPS_MAX: u64 = 300_000;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// When faults have stopped, everybody has an answer within this time.
+const ANSWERS_WITHIN: u64 = 300 * SECOND;
+
+/// ... and whatever is served can be had within this time; listings may be stale for 300 s and errors
+/// are believed for as long.
+const SERVED_WITHIN: u64 = 700 * SECOND;
+
+/// What came of one world.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) violation: Option<Violation>,
+    /// Tasks polled.
+    pub(crate) events: u64,
+    pub(crate) hash: u64,
+    /// Nanoseconds of virtual time.
+    pub(crate) nanos: u64,
+    pub(crate) tally: Tally,
+    /// If they were asked for.
+    pub(crate) lines: Vec<Line>,
+}
+
+/// Lives through a plan.
+pub(crate) fn run(plan: &Plan, keep_lines: bool) -> Outcome {
+    let mut run = Run::new(plan.clone(), keep_lines);
+    let result = catch_unwind(AssertUnwindSafe(|| run.live()));
+    if result.is_err() {
+        let said = panics::take();
+        let promise = oracle::PROMISES.iter().find(|promise| said.contains(*promise));
+        let promise = promise.copied().unwrap_or(oracle::ANSWER_ENDS);
+        run.world.break_promise(promise, format!("panic: {said}"));
+    }
+    let outcome = run.outcome();
+    if result.is_err() {
+        // What panicked once may panic again while it is dropped.
+        core::mem::forget(run);
+    } else {
+        run.close();
+    }
+    outcome
+}
+
+struct Run {
+    world: Arc<World>,
+    executor: Executor,
+    /// The end is to come at this time.
+    paused: Vec<usize>,
+}
+
+impl Run {
+    fn new(plan: Plan, keep_lines: bool) -> Run {
+        let seed = Seed(plan.seed);
+        let executor = Executor::new(seed.stream("schedule"));
+        let endpoint = |plan: &crate::plan::EndpointPlan| Endpoint {
+            models: plan.models.clone(),
+            down_until: 0,
+            went_down: None,
+            peak: 0,
+            tokens: 0,
+        };
+        let state = State {
+            trace: Trace::new(keep_lines),
+            tally: Tally::default(),
+            broken: None,
+            calm: false,
+            endpoints: plan.endpoints.iter().map(endpoint).collect(),
+            instances: (0..plan.instances.len()).map(|index| Instance::new(&plan, index)).collect(),
+            calls: Vec::new(),
+            clients: Vec::new(),
+            commands: Vec::new(),
+            listings_made: BTreeMap::new(),
+            store_operations: vec![0; plan.instances.len()],
+        };
+        let handle = executor.handle().clone();
+        let world = Arc::new(World { plan, seed, handle, state: Shared::new(state) });
+        Run { world, executor, paused: Vec::new() }
+    }
+
+    fn live(&mut self) {
+        let world = Arc::clone(&self.world);
+        for index in 0..world.plan.instances.len() {
+            instance::start(&world, index);
+        }
+        world.handle.spawn(Domain::World, operator::workload(Arc::clone(&world)));
+        world.handle.spawn(Domain::World, operator::operate(Arc::clone(&world)));
+        self.until(world.plan.duration_ms * 1_000_000, |_| false);
+        self.heal();
+    }
+
+    fn is_broken(&self) -> bool {
+        self.world.state.lock().broken.is_some()
+    }
+
+    /// Goes on until `time`, or until `done` holds, or a promise is broken. Tells whether `done` held.
+    fn until(&mut self, time: u64, done: impl Fn(&World) -> bool) -> bool {
+        loop {
+            if self.is_broken() {
+                return true;
+            }
+            if done(&self.world) {
+                return true;
+            }
+            match self.executor.step(time) {
+                Step::Idle => return done(&self.world),
+                Step::Advanced => {}
+                Step::Ran(task, domain) => self.after(task, domain),
+            }
+        }
+    }
+
+    fn after(&mut self, task: usize, domain: Domain) {
+        let world = Arc::clone(&self.world);
+        {
+            let now = world.now();
+            let mut state = world.state.lock();
+            state.trace.mix(now ^ ((task as u64) << 48));
+        }
+        loop {
+            let commands = core::mem::take(&mut world.state.lock().commands);
+            if commands.is_empty() {
+                break;
+            }
+            commands.into_iter().for_each(|command| self.obey(command));
+        }
+        match domain {
+            Domain::Instance { index, .. } => oracle::after_step(&world, index),
+            Domain::World => {
+                (0..world.plan.instances.len()).for_each(|index| oracle::after_step(&world, index))
+            }
+        }
+        if self.executor.steps() > STEPS_MAX {
+            world.break_promise(oracle::ANSWER_ENDS, format!("still busy after {STEPS_MAX} steps"));
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        let world = Arc::clone(&self.world);
+        match command {
+            Command::Crash(index) => instance::end(&world, &mut self.executor, index, None),
+            Command::Stopped(index, stored) => {
+                instance::end(&world, &mut self.executor, index, Some(stored));
+            }
+            Command::Pause(index) => {
+                world.note(Actor::Instance(index), "stands still", 0, 0);
+                self.executor.pause(world.domain(index));
+                self.paused.push(index);
+            }
+            Command::Resume(index) => {
+                world.note(Actor::Instance(index), "goes on", 0, 0);
+                self.executor.resume(world.domain(index));
+                self.paused.retain(|paused| *paused != index);
+            }
+        }
+    }
+
+    /// Faults stop; what was promised for the end must come true.
+    fn heal(&mut self) {
+        let world = Arc::clone(&self.world);
+        if self.is_broken() {
+            return;
+        }
+        world.note(Actor::World, "faults stop", 0, 0);
+        {
+            let now = world.now();
+            let mut state = world.state.lock();
+            state.calm = true;
+            state.endpoints.iter_mut().for_each(|endpoint| endpoint.down_until = now);
+            for of in &mut state.instances {
+                of.cut_off_until.fill(now);
+                of.disk_full_until = now;
+            }
+        }
+        for index in core::mem::take(&mut self.paused) {
+            self.executor.resume(world.domain(index));
+        }
+
+        let up = |world: &World| world.state.lock().instances.iter().all(|of| of.status == Status::Up);
+        let ended = |world: &World| world.state.lock().clients.iter().all(|client| client.ended.is_some());
+        let by = world.now() + ANSWERS_WITHIN;
+        if !self.until(by, |world| up(world) && ended(world)) {
+            let state = world.state.lock();
+            let waiting = state.clients.iter().filter(|client| client.ended.is_none()).count();
+            drop(state);
+            let why = format!("{waiting} requests have not ended 300 s after the faults stopped");
+            return world.break_promise(oracle::ANSWER_ENDS, why);
+        }
+        self.everything_can_be_had();
+        self.nothing_is_left();
+        self.everything_is_stored();
+    }
+
+    /// Whatever an endpoint serves, every instance can have, sooner or later.
+    fn everything_can_be_had(&mut self) {
+        let world = Arc::clone(&self.world);
+        let mut asked = 1_000_000;
+        for instance in 0..world.plan.instances.len() {
+            for model in self.served(instance) {
+                let by = world.now() + SERVED_WITHIN;
+                loop {
+                    asked += 1;
+                    let client = client::arrive(&world, Arc::new(probe(asked, instance, model)));
+                    let over = self.until(by + ANSWERS_WITHIN, |world| {
+                        world.state.lock().clients[client].ended.is_some()
+                    });
+                    if self.is_broken() {
+                        return;
+                    }
+                    let got = {
+                        let state = world.state.lock();
+                        let of = &state.clients[client];
+                        over && of.status == Some(200)
+                            && of.ended.is_some_and(|(_, how)| how == Ending::Answered)
+                    };
+                    if got {
+                        break;
+                    }
+                    if world.now() > by {
+                        let why = format!(
+                            "model {model} is served, but instance {instance} gives no answer for it 700 s after the faults stopped"
+                        );
+                        return world.break_promise(oracle::ANSWER_ENDS, why);
+                    }
+                    self.until(world.now() + 7 * SECOND, |_| false);
+                }
+            }
+        }
+    }
+
+    /// Models that an endpoint in the instance's configuration serves.
+    fn served(&self, instance: usize) -> Vec<usize> {
+        let state = self.world.state.lock();
+        let endpoints = &state.instances[instance].endpoints;
+        let serves = |model: usize| endpoints.iter().any(|e| state.endpoints[*e].models[model].0);
+        (0..self.world.plan.endpoints[0].models.len()).filter(|model| serves(*model)).collect()
+    }
+
+    /// No slot, no waiter, no call, no task but those that always run.
+    fn nothing_is_left(&mut self) {
+        let world = Arc::clone(&self.world);
+        // Long enough for two flushes.
+        let quiet = 2 * world.plan.settings.flush_interval_ms * 1_000_000 + 10 * SECOND;
+        self.until(world.now() + quiet, |_| false);
+        for index in 0..world.plan.instances.len() {
+            if self.is_broken() {
+                return;
+            }
+            oracle::at_rest(&world, index);
+            let (listings, calls) = {
+                let state = world.state.lock();
+                let open = state
+                    .calls
+                    .iter()
+                    .filter(|call| call.open && call.instance == index && state.is_alive(index, call.life));
+                let (listings, calls): (Vec<_>, Vec<_>) =
+                    open.partition(|call| matches!(call.kind, CallKind::Listing(_)));
+                (listings.len(), calls.len())
+            };
+            if calls > 0 {
+                let why = format!("{calls} calls of instance {index} are still under way at rest");
+                world.break_promise(oracle::ANSWER_ENDS, why);
+            }
+            // The flusher, the watcher, and a fetch per listing under way.
+            let tasks = self.executor.running(world.domain(index));
+            if tasks > 2 + listings {
+                let why = format!(
+                    "{tasks} tasks of instance {index} still run at rest, {listings} of them fetch listings"
+                );
+                world.break_promise(oracle::ANSWER_ENDS, why);
+            }
+        }
+    }
+
+    /// A graceful stop loses nothing.
+    fn everything_is_stored(&mut self) {
+        let world = Arc::clone(&self.world);
+        for index in 0..world.plan.instances.len() {
+            if self.is_broken() {
+                return;
+            }
+            let router: Option<Arc<Router>> = world.state.lock().instances[index].router.clone();
+            drop(router);
+            instance::stop(&world, index);
+            let down = |world: &World| world.state.lock().instances[index].status == Status::Down;
+            if !self.until(world.now() + 60 * SECOND, down) {
+                let why = format!("instance {index} has not stopped after 60 s");
+                return world.break_promise(oracle::ANSWER_ENDS, why);
+            }
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        let mut state = self.world.state.lock();
+        for client in 0..state.clients.len() {
+            let ended = state.clients[client].ended.map_or(0, |(at, how)| at ^ (how as u64));
+            state.trace.mix(ended);
+        }
+        Outcome {
+            violation: state.broken.clone(),
+            events: self.executor.steps(),
+            hash: state.trace.hash(),
+            nanos: self.world.now(),
+            tally: state.tally.clone(),
+            lines: state.trace.take_lines(),
+        }
+    }
+
+    /// Drops everything; actors and routers hold each other alive otherwise.
+    fn close(mut self) {
+        let routers: Vec<_> =
+            self.world.state.lock().instances.iter_mut().map(|of| of.router.take()).collect();
+        self.world.state.lock().instances.iter_mut().for_each(|of| of.status = Status::Down);
+        drop(routers);
+        self.executor.shut_down();
+    }
+}
+
+/// A patient client that speaks what every endpoint speaks.
+fn probe(id: u64, instance: usize, model: usize) -> RequestPlan {
+    RequestPlan {
+        id,
+        at_us: 0,
+        instance,
+        call: Call::OpenAiChat,
+        model,
+        tagged: false,
+        stream: true,
+        wants_usage: false,
+        leaves_after_us: None,
+        leaves_after_chunks: None,
+        rests_us: 0,
+        tokens: 1,
+    }
+}

@@ -1,0 +1,59 @@
+//! Which seeds a command is about: `A..B`, `A..+N`, or one, each of them a number or a commit's hash.
+
+use core::str::FromStr;
+
+use crate::streams::Seed;
+
+/// `count` seeds from `first` on; they wrap at the end of the numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seeds {
+    pub(crate) first: u64,
+    pub(crate) count: u64,
+}
+
+impl Seeds {
+    /// The seed at `index`, if there is one.
+    pub(crate) fn get(self, index: u64) -> Option<u64> {
+        (index < self.count).then(|| self.first.wrapping_add(index))
+    }
+}
+
+impl FromStr for Seeds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let seed = |text: &str| {
+            if text.is_empty() || !text.chars().all(|c| c.is_ascii_alphanumeric()) {
+                return Err(format!("'{text}' is neither a number nor a commit's hash"));
+            }
+            Ok(Seed::from_text(text).0)
+        };
+        let Some((first, rest)) = text.split_once("..") else {
+            return Ok(Seeds { first: seed(text)?, count: 1 });
+        };
+        let first = seed(first)?;
+        let count = match rest.strip_prefix('+') {
+            Some(count) => count.parse().map_err(|_| format!("'{count}' is not a number of seeds"))?,
+            None => seed(rest)?.checked_sub(first).ok_or("the range ends before it begins")?,
+        };
+        if count == 0 { Err("the range is empty".to_owned()) } else { Ok(Seeds { first, count }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_counts_and_commits_are_understood() {
+        let parse = |text: &str| text.parse::<Seeds>();
+        assert_eq!(parse("3..7"), Ok(Seeds { first: 3, count: 4 }));
+        assert_eq!(parse("3..+7"), Ok(Seeds { first: 3, count: 7 }));
+        assert_eq!(parse("3"), Ok(Seeds { first: 3, count: 1 }));
+        let hash = Seed::from_text("067cdf641a").0;
+        assert_eq!(parse("067cdf641a..+20000"), Ok(Seeds { first: hash, count: 20_000 }));
+        for bad in ["", "7..3", "3..3", "3..+x", "a b", "..5"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

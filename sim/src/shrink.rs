@@ -1,0 +1,134 @@
+//! A smaller world with the same violation: takes clients, actions and faults out of a plan, as many
+//! at a time as possible, for as long as the same promise still breaks.
+//!
+//! Works because streams are derived by name: one client less does not change what happens to the
+//! others, only who is picked when.
+
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "how long shrinking may take is told by a real clock; no world sees it"
+)]
+
+use core::time::Duration;
+use std::time::Instant;
+
+use crate::plan::Plan;
+use crate::run;
+
+/// Shrinking ends after this time with what it has.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What shrinking came to.
+#[derive(Debug)]
+pub(crate) struct Shrunk {
+    pub(crate) plan: Plan,
+    pub(crate) promise: String,
+    pub(crate) why: String,
+    pub(crate) events_before: u64,
+    pub(crate) events: u64,
+    /// Plans that were lived through.
+    pub(crate) tried: u64,
+}
+
+/// Shrinks a plan that breaks a promise; `None` if it breaks none.
+pub(crate) fn shrink(plan: &Plan) -> Option<Shrunk> {
+    let first = run::run(plan, false);
+    let violation = first.violation?;
+    let mut shrunk = Shrunk {
+        plan: plan.clone(),
+        promise: violation.promise,
+        why: violation.why,
+        events_before: first.events,
+        events: first.events,
+        tried: 1,
+    };
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let before = shrunk.events;
+        shrunk.take_out(
+            until,
+            |plan| plan.requests.len(),
+            |plan, from, to| drop(plan.requests.drain(from..to)),
+        );
+        shrunk.take_out(
+            until,
+            |plan| plan.actions.len(),
+            |plan, from, to| drop(plan.actions.drain(from..to)),
+        );
+        shrunk.take_out(
+            until,
+            |plan| plan.faults.0.len(),
+            |plan, from, to| drop(plan.faults.0.drain(from..to)),
+        );
+        shrunk.simplify(until);
+        if shrunk.events >= before || Instant::now() >= until {
+            return Some(shrunk);
+        }
+    }
+}
+
+impl Shrunk {
+    /// Keeps `plan` if it breaks the same promise with no more events.
+    fn keep(&mut self, plan: Plan) -> bool {
+        self.tried += 1;
+        let outcome = run::run(&plan, false);
+        let Some(violation) = outcome.violation.filter(|violation| violation.promise == self.promise) else {
+            return false;
+        };
+        if outcome.events > self.events {
+            return false;
+        }
+        self.plan = plan;
+        self.why = violation.why;
+        self.events = outcome.events;
+        true
+    }
+
+    /// Takes runs of elements out: halves first, then ever smaller ones.
+    fn take_out(&mut self, until: Instant, len: fn(&Plan) -> usize, take: fn(&mut Plan, usize, usize)) {
+        let mut run = len(&self.plan).div_ceil(2);
+        while run > 0 {
+            let mut from = 0;
+            while from < len(&self.plan) {
+                if Instant::now() >= until {
+                    return;
+                }
+                let mut smaller = self.plan.clone();
+                take(&mut smaller, from, (from + run).min(len(&self.plan)));
+                if !self.keep(smaller) {
+                    from += run;
+                }
+            }
+            run /= 2;
+        }
+    }
+
+    /// Plainer clients, and an earlier end of the faults.
+    fn simplify(&mut self, until: Instant) {
+        for at in 0..self.plan.requests.len() {
+            for simpler in [
+                |plan: &mut Plan, at: usize| plan.requests[at].tokens = 1,
+                |plan: &mut Plan, at: usize| plan.requests[at].rests_us = 0,
+                |plan: &mut Plan, at: usize| plan.requests[at].leaves_after_us = None,
+                |plan: &mut Plan, at: usize| plan.requests[at].leaves_after_chunks = None,
+            ] {
+                let mut plan = self.plan.clone();
+                simpler(&mut plan, at);
+                if Instant::now() >= until {
+                    return;
+                }
+                if plan != self.plan {
+                    self.keep(plan);
+                }
+            }
+        }
+        let requests = self.plan.requests.iter().map(|request| request.at_us);
+        let last = requests.chain(self.plan.actions.iter().map(|action| action.at_us)).max().unwrap_or(0);
+        let mut shorter = self.plan.clone();
+        shorter.duration_ms = last / 1_000 + 1;
+        if shorter.duration_ms < self.plan.duration_ms {
+            self.keep(shorter);
+        }
+    }
+}

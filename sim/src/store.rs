@@ -1,0 +1,150 @@
+//! The `Store` port: an instance's disk, with the time it takes and the ways it fails.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use pointsman::ports::{Bounds, BoxFuture, Revision, Seq, Store, StoreError, Versioned};
+
+use crate::disk::Disk;
+use crate::faults::Fault;
+use crate::script::Dice;
+use crate::sometimes::Point;
+use crate::trace::Actor;
+use crate::world::World;
+
+/// The disk of one instance, as one of its lives has it open.
+pub(crate) struct SimStore {
+    pub(crate) world: Arc<World>,
+    pub(crate) instance: usize,
+}
+
+/// What a write meets.
+struct Weather {
+    before_ns: u64,
+    sync_ns: u64,
+    fails: bool,
+    ambiguous: bool,
+}
+
+fn unavailable() -> StoreError {
+    StoreError::Unavailable("input/output error".to_owned())
+}
+
+impl SimStore {
+    /// Draws how the next operation goes.
+    fn weather(&self, writes: bool) -> Weather {
+        let world = &self.world;
+        let now = world.now();
+        let mut state = world.state.lock();
+        state.store_operations[self.instance] += 1;
+        let key = [self.instance as u64, state.store_operations[self.instance], 0, 3];
+        let switches = (!state.calm).then_some(&world.plan.faults);
+        let mut dice = Dice { seed: world.seed, key, switches, struck: Vec::new() };
+        let mut pace = dice.stream("pace");
+        let mut before_ns = pace.within(0, 400_000);
+        let mut sync_ns = pace.within(0, 3_000_000);
+        if dice.strikes(Fault::StoreSlow) {
+            before_ns += pace.within(0, 1_500_000_000);
+            sync_ns += pace.within(0, 1_500_000_000);
+        }
+        let fails = dice.strikes(Fault::StoreFails);
+        let ambiguous = writes && !fails && dice.strikes(Fault::StoreAmbiguous);
+        for fault in dice.struck {
+            state.struck(now, Actor::Store(self.instance), fault);
+        }
+        Weather { before_ns, sync_ns, fails, ambiguous }
+    }
+
+    async fn read_with<T>(&self, read: impl FnOnce(&Disk) -> T + Send) -> Result<T, StoreError> {
+        let weather = self.weather(false);
+        self.world.handle.sleep_until(self.world.now() + weather.before_ns).await;
+        if weather.fails {
+            return Err(unavailable());
+        }
+        // What a reader has seen is durable, else it would take for stored what a crash undoes.
+        let mut state = self.world.state.lock();
+        let disk = &mut state.instances[self.instance].disk;
+        disk.sync();
+        Ok(read(disk))
+    }
+
+    async fn write_with<T>(
+        &self,
+        write: impl FnOnce(&mut Disk) -> Result<T, StoreError> + Send,
+    ) -> Result<T, StoreError> {
+        let world = &self.world;
+        let weather = self.weather(true);
+        world.handle.sleep_until(world.now() + weather.before_ns).await;
+        let written = {
+            let now = world.now();
+            let mut state = world.state.lock();
+            let instance = &mut state.instances[self.instance];
+            if weather.fails || now < instance.disk_full_until {
+                instance.flush_failed = true;
+                return Err(unavailable());
+            }
+            write(&mut instance.disk)?
+        };
+        world.handle.sleep_until(world.now() + weather.sync_ns).await;
+        let now = world.now();
+        let mut state = world.state.lock();
+        let instance = &mut state.instances[self.instance];
+        if weather.ambiguous {
+            // It was written, the answer was not given; the next sync makes it durable, a crash may undo it.
+            instance.flush_failed = true;
+            state.reached(Point::FlushCountedOnce);
+            return Err(unavailable());
+        }
+        instance.disk.sync();
+        state.trace.note(now, Actor::Store(self.instance), "has stored a write", 0, 0);
+        Ok(written)
+    }
+}
+
+impl Store for SimStore {
+    fn append(&self, at: Seq, records: Vec<Bytes>) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.write_with(move |disk| disk.append(at, records)))
+    }
+
+    fn read(&self, from: Seq, max: usize) -> BoxFuture<'_, Result<Vec<Bytes>, StoreError>> {
+        Box::pin(async move { self.read_with(|disk| disk.read(from, max)).await? })
+    }
+
+    fn bounds(&self) -> BoxFuture<'_, Result<Bounds, StoreError>> {
+        Box::pin(self.read_with(Disk::bounds))
+    }
+
+    fn trim(&self, floor: Seq) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.write_with(move |disk| {
+            disk.trim(floor);
+            Ok(())
+        }))
+    }
+
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
+        Box::pin(self.read_with(|disk| disk.get(key)))
+    }
+
+    fn put<'a>(
+        &'a self,
+        key: &'a str,
+        expected: Option<Revision>,
+        value: Bytes,
+    ) -> BoxFuture<'a, Result<Revision, StoreError>> {
+        Box::pin(self.write_with(move |disk| disk.put(key, expected, value)))
+    }
+
+    fn delete<'a>(&'a self, key: &'a str, expected: Revision) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(self.write_with(move |disk| disk.delete(key, expected)))
+    }
+
+    fn scan<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        max: usize,
+    ) -> BoxFuture<'a, Result<Vec<(String, Versioned)>, StoreError>> {
+        Box::pin(self.read_with(move |disk| disk.scan(prefix, after, max)))
+    }
+}
