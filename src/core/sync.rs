@@ -146,7 +146,9 @@ pub struct Contention {
 pub use contention::report as contention;
 
 mod contention {
-    use super::{Contention, RANKS, Rank};
+    #[cfg(not(any(feature = "loom", feature = "shuttle")))]
+    use super::Rank;
+    use super::{Contention, RANKS};
     // Counters of the process, not state of the router: std's atomics in every build, so that
     // the models do not explore them.
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

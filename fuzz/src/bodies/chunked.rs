@@ -93,7 +93,7 @@ fn encode(payload: &[u8], places: &[usize]) -> Vec<u8> {
         out.extend_from_slice(piece);
         out.extend_from_slice(b"\r\n");
     }
-    out.extend_from_slice(if payload.len() % 2 == 0 {
+    out.extend_from_slice(if payload.len().is_multiple_of(2) {
         b"0\r\n\r\n"
     } else {
         b"000;x\r\nName: value\r\n\r\n"

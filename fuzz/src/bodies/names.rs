@@ -40,9 +40,10 @@ pub fn names(data: &[u8]) {
     assert!(llama || !openai, "a llama-server is an OpenAI-style service");
     let counted = tracked(Kind::LlamaServer, listed);
     let is_counted = asked == counted;
-    let asked = asked.strip_suffix(":latest").unwrap_or(asked);
-    if llama && !exact && !is_counted && asked != listed && asked != counted {
-        let (asked, listed) = (Parts::of(asked), Parts::of(listed));
+    let tracked = tracked(Kind::LlamaServer, listed);
+    let untagged = asked.strip_suffix(":latest").unwrap_or(asked);
+    if llama && ![listed, tracked].iter().any(|name| [asked, untagged].contains(name)) {
+        let (asked, listed) = (Parts::of(untagged), Parts::of(listed));
         assert_eq!(asked.base, listed.base, "a llama-server answers to no other model's name");
         assert!(asked.owner.is_none() || asked.owner == listed.owner, "nor to another owner's");
         assert!(asked.tag.is_none() || asked.tag == listed.tag, "nor to another quantisation's");
