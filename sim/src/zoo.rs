@@ -152,6 +152,7 @@ impl Zoo {
         build.arg(self.scratch.join("target")).current_dir(&self.scratch).stdin(Stdio::null());
         // Built often and run briefly; and with debug assertions an inverted lock order is seen.
         build.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1").env("CARGO_PROFILE_RELEASE_DEBUG", "0");
+        build.env("CARGO_INCREMENTAL", "1");
         build.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
         build.env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "false");
         run(&mut build)

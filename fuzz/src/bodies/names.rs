@@ -38,8 +38,6 @@ pub fn names(data: &[u8]) {
     }
     let llama = serves(Kind::LlamaServer, listed, asked);
     assert!(llama || !openai, "a llama-server is an OpenAI-style service");
-    let counted = tracked(Kind::LlamaServer, listed);
-    let is_counted = asked == counted;
     let tracked = tracked(Kind::LlamaServer, listed);
     let untagged = asked.strip_suffix(":latest").unwrap_or(asked);
     if llama && ![listed, tracked].iter().any(|name| [asked, untagged].contains(name)) {
