@@ -263,14 +263,8 @@ fn zoo_of(ids: &[String], json: bool, scratch: Option<PathBuf>, cargo: String) -
     }
     let ok = !entries.is_empty() && entries.iter().all(|entry| entry.status == Status::Caught);
     let data = serde_json::json!(entries);
-    // The files hold the whole zoo; a visit to some entries leaves them alone.
-    if ids.is_empty() {
-        let folder = zoo.root.join("sim/zoo");
-        let written = fs::write(folder.join("RESULTS.md"), zoo::page(&entries))
-            .and_then(|()| fs::write(folder.join("results.json"), format!("{data:#}\n")));
-        if let Err(error) = written {
-            return (format!("the results cannot be written: {error}\n"), false);
-        }
+    if let Err(error) = zoo.keep(&entries) {
+        return (format!("{error}\n"), false);
     }
     (if json { format!("{data:#}\n") } else { zoo::page(&entries) }, ok)
 }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::oracle;
@@ -31,7 +31,7 @@ const SEEDS_MAX: u64 = 2_000;
 const APART: u64 = 1_000_000;
 
 /// What an entry's header says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Header {
     pub(crate) id: String,
     pub(crate) origin: String,
@@ -41,7 +41,7 @@ pub(crate) struct Header {
 }
 
 /// How an entry fared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Status {
     Caught,
@@ -62,7 +62,7 @@ impl Status {
 }
 
 /// One line of the results.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Entry {
     #[serde(flatten)]
     pub(crate) header: Header,
@@ -246,6 +246,27 @@ fn mirror(from: &Path, to: &Path) -> io::Result<()> {
         mirror(&file.path(), &to.join(file.file_name()))?;
     }
     Ok(())
+}
+
+impl Zoo {
+    /// Puts what was found beside what earlier visits found, for all patches there are now, and writes
+    /// `results.json` and `RESULTS.md`.
+    pub(crate) fn keep(&self, entries: &[Entry]) -> Result<(), String> {
+        let folder = self.root.join("sim/zoo");
+        let earlier = fs::read(folder.join("results.json")).unwrap_or_else(|_| b"[]".to_vec());
+        let mut all: Vec<Entry> =
+            serde_json::from_slice(&earlier).map_err(|error| format!("results.json: {error}"))?;
+        all.retain(|old| entries.iter().all(|new| new.header.id != old.header.id));
+        all.extend_from_slice(entries);
+        let patches = self.patches().map_err(|error| error.to_string())?;
+        let name = |path: &PathBuf| path.file_stem().map(|name| name.to_string_lossy().into_owned());
+        let names: Vec<String> = patches.iter().filter_map(name).collect();
+        all.retain(|entry| names.contains(&entry.header.id));
+        all.sort_by(|a, b| a.header.id.cmp(&b.header.id));
+        fs::write(folder.join("RESULTS.md"), page(&all))
+            .and_then(|()| fs::write(folder.join("results.json"), format!("{:#}\n", serde_json::json!(all))))
+            .map_err(|error| format!("the results cannot be written: {error}"))
+    }
 }
 
 /// The results as a page.

@@ -238,6 +238,8 @@ impl Choices<'_> {
             "http://h/v1?key=S",
             "http://h/#S",
             "http://u:S#x@h",
+            "http://S#x@h",
+            "http://u:p@S#x@h",
             "http://u:x#S@h",
             "http://u:S?x@h",
             "http://u:x?S@h",
