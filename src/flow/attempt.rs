@@ -235,7 +235,8 @@ mod tests {
     fn an_error_that_breaks_off_or_never_ends_is_the_endpoints_failure() {
         let broken = vec![Ok(Bytes::from("{")), Err(UpstreamError::Broken("reset".into()))];
         assert!(matches!(refused(broken), Err(Failure::Upstream { .. })));
-        let endless = (0..20).map(|_| Ok(Bytes::from(vec![b'x'; 100_000]))).collect();
+        let chunk = Bytes::from(vec![b'x'; 1 << 20]);
+        let endless = (0..=WHOLE_MAX >> 20).map(|_| Ok(chunk.clone())).collect();
         assert!(matches!(refused(endless), Err(Failure::Nonsense { .. })));
     }
 
