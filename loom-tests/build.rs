@@ -1,4 +1,5 @@
-//! Grows the zoo: for every patch in `zoo/`, a copy of the router's source with that one bug put back.
+//! Grows the zoo: for every patch in `sim/zoo/` that loom or shuttle has to find, a copy of the router's
+//! source with that one bug put back.
 //!
 //! A patch that touches `src/core` only gets a copy of `src/core`, which refers to itself by relative
 //! paths and so can live in any module. One that touches `src/flow`, or is looked for by whole requests,
@@ -17,7 +18,7 @@ const WHOLE: [&str; 3] = ["core", "flow", "ports.rs"];
 fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo names the manifest's folder"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo names the output folder"));
-    for watched in ["../src", "zoo", "tests", "build.rs"] {
+    for watched in ["../src", "../sim/zoo", "tests", "build.rs"] {
         println!("cargo::rerun-if-changed={watched}");
     }
     let driver = match (env::var_os("CARGO_FEATURE_LOOM"), env::var_os("CARGO_FEATURE_SHUTTLE")) {
@@ -25,7 +26,7 @@ fn main() {
         (None, Some(_)) => "shuttle",
         (None, None) => return,
     };
-    let mut patches: Vec<PathBuf> = fs::read_dir(here.join("zoo"))
+    let mut patches: Vec<PathBuf> = fs::read_dir(here.join("../sim/zoo"))
         .expect("there is a zoo")
         .map(|entry| entry.expect("a readable entry").path())
         .filter(|path| path.extension().is_some_and(|ext| ext == "patch"))
@@ -106,8 +107,12 @@ impl Patch {
                 patch.header.push((key.to_owned(), value.trim().to_owned()));
             }
         }
-        for key in ["id", "origin", "failure", "detector", "promise", "shows"] {
+        for key in ["id", "origin", "failure", "detector", "promise"] {
             assert!(patch.all(key).next().is_some(), "{} has no `{key}:` line", path.display());
+        }
+        if patch.all("shows").next().is_none() {
+            let shows = format!("{} is broken", patch.one("promise"));
+            patch.header.push(("shows".to_owned(), shows));
         }
         patch
     }

@@ -351,7 +351,7 @@ impl<'s> Run<'s> {
             }
             match twin.stale {
                 None => keys.push(twin.key.clone()),
-                Some(why) => self.complaints.push(format!("zoo/{}.patch is stale: {why}", twin.id)),
+                Some(why) => self.complaints.push(format!("sim/zoo/{}.patch is stale: {why}", twin.id)),
             }
         }
         let jobs = self.options.jobs;
@@ -452,8 +452,11 @@ impl<'s> Run<'s> {
             "kind": "twin", "id": id, "by": of, "promise": twin.promise, "found": found, "iteration": at, "secs": secs,
             "said": failed,
         }));
-        let put_back =
-            if twin.patch { format!("`zoo/{id}.patch`") } else { "variant in the model's file".to_owned() };
+        let put_back = if twin.patch {
+            format!("`sim/zoo/{id}.patch`")
+        } else {
+            "variant in the model's file".to_owned()
+        };
         self.twins
             .insert(key.clone(), format!("| `{id}` | {put_back} | `{of}` | `{}` | {at} |\n", twin.promise));
         if !found {

@@ -43,8 +43,6 @@ pub struct Scenario {
 pub struct Suite {
     /// Must pass.
     pub scenarios: &'static [&'static [Scenario]],
-    /// Fail until they are mended: what the failure's message contains, and the scenario.
-    pub findings: &'static [&'static [(&'static str, Scenario)]],
     /// Must be found.
     pub zoo: &'static [Entry<Scenario>],
 }
@@ -72,18 +70,13 @@ impl Suite {
         self.scenarios.iter().flat_map(|scenarios| scenarios.iter())
     }
 
-    fn findings(&self) -> impl Iterator<Item = &'static (&'static str, Scenario)> {
-        self.findings.iter().flat_map(|findings| findings.iter())
-    }
-
     /// What a key of a child process stands for.
     fn resolve(&self, key: &str) -> Option<Job> {
         let (kind, rest) = key.split_once('/')?;
         match kind {
             "scenario" => {
                 let (name, scheduler) = rest.split_once('/')?;
-                let findings = self.findings().map(|(_, scenario)| scenario);
-                let run = self.all().chain(findings).find(|scenario| scenario.name == name)?.run;
+                let run = self.all().find(|scenario| scenario.name == name)?.run;
                 Some(Job { run, scheduler: scheduler.to_owned() })
             }
             "kept" => {
@@ -225,8 +218,6 @@ struct Run<'s> {
     totals: BTreeMap<&'static str, (u64, f64)>,
     /// By bug and detector: how many schedules each scheduler took, if it found it.
     hunts: BTreeMap<(&'static str, &'static str), BTreeMap<&'static str, Option<u64>>>,
-    /// Rows of the README's table of what is not mended yet.
-    findings: String,
     lines: Vec<Value>,
     complaints: Vec<String>,
 }
@@ -242,7 +233,6 @@ impl<'s> Run<'s> {
             options,
             totals: BTreeMap::new(),
             hunts: BTreeMap::new(),
-            findings: String::new(),
             lines: Vec::new(),
             complaints: Vec::new(),
         }
@@ -260,8 +250,6 @@ impl<'s> Run<'s> {
                 keys.push(format!("scenario/{}/{scheduler}", scenario.name));
             }
         }
-        let findings = self.suite.findings().filter(|(_, scenario)| self.options.wants(scenario.name));
-        keys.extend(findings.map(|(_, scenario)| format!("scenario/{}/random", scenario.name)));
         for scenario in self.suite.all() {
             if !self.suite.zoo.iter().any(|entry| entry.detector == scenario.name) {
                 let name = scenario.name;
@@ -273,7 +261,7 @@ impl<'s> Run<'s> {
                 continue;
             }
             match entry.stale {
-                Some(why) => self.complaints.push(format!("zoo/{}.patch is stale: {why}", entry.id)),
+                Some(why) => self.complaints.push(format!("sim/zoo/{}.patch is stale: {why}", entry.id)),
                 None => keys.extend(PORTFOLIO.map(|by| format!("zoo/{}/{}/{by}", entry.id, entry.detector))),
             }
         }
@@ -328,9 +316,7 @@ impl<'s> Run<'s> {
     }
 
     fn scenario(&mut self, name: &str, scheduler: &'static str, answer: &Value) {
-        let Some(scenario) = self.suite.all().find(|scenario| scenario.name == name) else {
-            return self.finding(name, answer);
-        };
+        let scenario = self.suite.all().find(|scenario| scenario.name == name).expect("a key of ours");
         let (schedules, secs) =
             (answer["schedules"].as_u64().unwrap_or(0), answer["secs"].as_f64().unwrap_or(0.0));
         let total = self.totals.entry(scenario.name).or_default();
@@ -358,20 +344,6 @@ impl<'s> Run<'s> {
              schedules/{file}; replay: cargo test --release --manifest-path loom-tests/Cargo.toml --features shuttle \
              --test shuttle -- --one scenario/{name}/{scheduler} --seed {seed}"
         ));
-    }
-
-    fn finding(&mut self, name: &str, answer: &Value) {
-        let (shows, _) =
-            self.suite.findings().find(|(_, scenario)| scenario.name == name).expect("a key of ours");
-        let (at, said) = (answer["schedules"].as_u64().unwrap_or(0), answer["failed"].as_str());
-        println!("FINDING {name} schedule={at} said={said:?}");
-        self.lines.push(json!({ "kind": "finding", "name": name, "schedules": at, "said": said }));
-        if !said.is_some_and(|said| said.contains(shows)) {
-            self.complaints.push(format!(
-                "the finding {name} shows something else than {shows:?}: {said:?}; if it is mended, make it a scenario"
-            ));
-        }
-        self.findings.push_str(&format!("| `{name}` | {shows} | {at} |\n"));
     }
 
     fn hunted(&mut self, rest: &str, scheduler: &'static str, answer: &Value) {
@@ -431,16 +403,12 @@ impl<'s> Run<'s> {
         for ((id, detector), by) in &self.hunts {
             let promise =
                 self.suite.zoo.iter().find(|entry| entry.id == *id).map_or("", |entry| entry.promise);
-            write!(region, "| `zoo/{id}.patch` | `{detector}` | `{promise}` |").expect("a string grows");
+            write!(region, "| `sim/zoo/{id}.patch` | `{detector}` | `{promise}` |").expect("a string grows");
             for scheduler in PORTFOLIO {
                 let at = by.get(scheduler).copied().flatten().map_or("-".to_owned(), |at| at.to_string());
                 write!(region, " {at} |").expect("a string grows");
             }
             region.push('\n');
-        }
-        if !self.findings.is_empty() {
-            region.push_str("\n| found, not mended yet | it shows | schedule |\n|---|---|---:|\n");
-            region.push_str(&self.findings);
         }
         report::rewrite_readme("shuttle tables", &region);
     }

@@ -97,6 +97,12 @@ enum Command {
     Zoo {
         /// All of them, unless some are named.
         ids: Vec<String>,
+        /// Only this many of those the simulator looks for; which, is decided by `--turn`.
+        #[arg(long)]
+        part: Option<usize>,
+        /// A number or a commit's hash.
+        #[arg(long, default_value = "0", requires = "part")]
+        turn: String,
         #[arg(long)]
         json: bool,
         /// Where copies are made and built; kept between runs.
@@ -167,7 +173,12 @@ pub(crate) fn run() -> ExitCode {
             }
         }
         Command::Corpus { file, trace } => kept(file, trace),
-        Command::Zoo { ids, json, scratch, cargo } => zoo_of(&ids, json, scratch, cargo),
+        Command::Zoo { ids, part, turn, json, scratch, cargo } => {
+            let scratch = scratch.unwrap_or_else(|| temp_dir().join("pointsman-zoo"));
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            let part = part.map(|count| (Seed::from_text(&turn).0, count));
+            visit(&Zoo { root, scratch, cargo }, &ids, part, json)
+        }
         Command::Hashes { seeds, canary } => {
             let mut text = String::new();
             for seed in (0..).map_while(|index| seeds.get(index)) {
@@ -237,36 +248,45 @@ fn kept(file: Option<PathBuf>, trace: bool) -> (String, bool) {
     (text, ok)
 }
 
-fn zoo_of(ids: &[String], json: bool, scratch: Option<PathBuf>, cargo: String) -> (String, bool) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let scratch = scratch.unwrap_or_else(|| temp_dir().join("pointsman-zoo"));
-    let zoo = Zoo { root, scratch, cargo };
-    let patches = match zoo.patches() {
+/// The whole zoo and single entries are kept as results; a part of it, which a gate looks at, is not.
+fn visit(zoo: &Zoo, ids: &[String], part: Option<(u64, usize)>, json: bool) -> (String, bool) {
+    let mut patches = match zoo.patches() {
         Ok(patches) => patches,
         Err(error) => return (format!("the zoo cannot be read: {error}\n"), false),
     };
-    let named = |patch: &&PathBuf| {
-        let name = patch.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-        ids.is_empty() || ids.iter().any(|id| id == name)
-    };
-    let mut entries = Vec::new();
-    for patch in patches.iter().filter(named) {
-        match zoo.visit(patch) {
-            Ok(entry) => {
-                if !json {
-                    tell(&format!("{:<34} {:?} {:?}\n", entry.header.id, entry.status, entry.found));
-                }
-                entries.push(entry);
-            }
-            Err(why) => return (format!("{why}\n"), false),
+    let name = |patch: &PathBuf| patch.file_stem().map(|name| name.to_string_lossy().into_owned());
+    if let Some(unknown) = ids.iter().find(|id| patches.iter().all(|patch| name(patch).as_ref() != Some(id)))
+    {
+        return (format!("there is no zoo/{unknown}.patch\n"), false);
+    }
+    patches.retain(|patch| ids.is_empty() || name(patch).is_some_and(|name| ids.contains(&name)));
+    if let Some((turn, count)) = part {
+        patches = zoo::part_of(patches, turn, count);
+    }
+    let told = |entry: &zoo::Entry| {
+        if !json {
+            let zoo::Entry { id, detector, status, seeds_median, seeds_p95, .. } = entry;
+            let (median, p95) = (seeds_median.unwrap_or(0), seeds_p95.unwrap_or(0));
+            tell(&format!("{id:<34} {detector:<36} {:<14} median {median} p95 {p95}\n", status.name()));
         }
+    };
+    let visited = zoo.visit(&patches, told).and_then(|entries| {
+        if part.is_none() {
+            zoo.keep(&entries)?;
+        }
+        Ok(entries)
+    });
+    match visited {
+        Ok(entries) => {
+            let caught = entries.iter().filter(|entry| entry.status == Status::Caught).count();
+            let text = match json {
+                true => format!("{:#}\n", serde_json::json!(entries)),
+                false => format!("{caught} of {} searches caught their bug\n", entries.len()),
+            };
+            (text, caught == entries.len() && caught > 0)
+        }
+        Err(why) => (format!("{why}\n"), false),
     }
-    let ok = !entries.is_empty() && entries.iter().all(|entry| entry.status == Status::Caught);
-    let data = serde_json::json!(entries);
-    if let Err(error) = zoo.keep(&entries) {
-        return (format!("{error}\n"), false);
-    }
-    (if json { format!("{data:#}\n") } else { zoo::page(&entries) }, ok)
 }
 
 fn tell(text: &str) {

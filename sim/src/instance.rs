@@ -1,7 +1,7 @@
-//! The lives of an instance: start, background tasks, graceful stop, crash.
+//! The lives of an instance: start, graceful stop, crash.
 //!
-//! The order of a graceful stop is that of the production process: take nothing new, let answers end
-//! within the grace time, cut the rest off, end the background tasks, and only then the last flush.
+//! A life is `Router::live`, as in the production process; what stands here in a server's place takes
+//! nothing new once it is stopped, lets answers end within the grace time and cuts the rest off.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use core::time::Duration;
 
 use pointsman::core::breaker::Health;
 use pointsman::core::ledger::Tokens;
+use pointsman::core::signal::Signal;
 use pointsman::core::usage;
 use pointsman::flow::flush::LoadError;
 use pointsman::flow::router::{Ports, Router, StartError};
@@ -52,7 +53,7 @@ impl Instance {
             recorded_sum: (0, 0),
             running_calls: Vec::new(),
             serving: BTreeMap::new(),
-            background: Vec::new(),
+            stop: Signal::new(),
             listings: Vec::new(),
             numbers: Vec::new(),
             breakers: vec![BreakerWatch::new(); plan.endpoints.len()],
@@ -104,7 +105,6 @@ pub(crate) fn start(world: &Arc<World>, index: usize) {
         of.allowed = if of.settings.queue { of.settings.limit } else { u32::MAX };
         of.running_calls.clear();
         of.serving.clear();
-        of.background.clear();
         of.listings.clear();
         of.numbers.clear();
         of.breakers.fill(BreakerWatch::new());
@@ -159,22 +159,14 @@ async fn boot(world: Arc<World>, index: usize, domain: Domain, ports: Ports) {
         router.reload(now_configured.0.config(&world.plan.endpoints, &now_configured.1));
     }
     let handle = &world.handle;
-    let warming = handle.spawn(domain, {
-        let router = Arc::clone(&router);
-        async move { router.warm_up().await }
-    });
-    let flushing = handle.spawn(domain, {
-        let router = Arc::clone(&router);
-        async move { router.keep_flushing().await }
-    });
-    let watching = handle.spawn(domain, watch(Arc::clone(&world), index, Arc::clone(&router)));
+    handle.spawn(domain, watch(Arc::clone(&world), index, Arc::clone(&router)));
+    handle.spawn(domain, live(Arc::clone(&world), index, Arc::clone(&router)));
     let now = world.now();
     let mut state = world.state.lock();
     let of = &mut state.instances[index];
     of.router = Some(router);
     of.allowed = if of.settings.queue { of.settings.limit } else { u32::MAX };
     of.status = Status::Up;
-    of.background = vec![warming, flushing, watching];
     state.trace.note(now, Actor::Instance(index), "is up", 0, 0);
 }
 
@@ -188,51 +180,55 @@ async fn watch(world: Arc<World>, index: usize, router: Arc<Router>) {
     }
 }
 
-/// Stops an instance gracefully, if it is up.
-pub(crate) fn stop(world: &Arc<World>, index: usize) {
-    let (domain, router) = {
-        let mut state = world.state.lock();
-        let now = world.now();
-        let of = &mut state.instances[index];
-        if of.status != Status::Up {
-            return;
-        }
-        of.status = Status::Stopping;
-        let domain = Domain::Instance { index, life: of.life };
-        let Some(router) = of.router.clone() else { return };
-        state.trace.note(now, Actor::Instance(index), "stops: takes nothing new", 0, 0);
-        (domain, router)
-    };
-    let world = Arc::clone(world);
-    world.handle.clone().spawn(domain, drain(world, index, router));
-}
-
-async fn drain(world: Arc<World>, index: usize, router: Arc<Router>) {
-    let handle = &world.handle;
-    let until = world.now() + world.plan.settings.drain_grace_ms * 1_000_000;
-    let serving = |world: &World| world.state.lock().instances[index].serving.len();
-    let waited = serving(&world) > 0;
-    while serving(&world) > 0 && world.now() < until {
-        handle.sleep(Duration::from_millis(20)).await;
-    }
-    let left: Vec<usize> = world.state.lock().instances[index].serving.keys().copied().collect();
-    if left.is_empty() {
-        if waited {
-            world.reached(Point::DrainedWhole);
-        }
-    } else {
-        world.reached(Point::DrainCutOff);
-        left.iter().for_each(|task| handle.cancel(*task));
-    }
-    let background = world.state.lock().instances[index].background.clone();
-    background.iter().for_each(|task| handle.cancel(*task));
-    // What was cancelled is dropped at the end of this step.
-    handle.sleep(Duration::from_nanos(1)).await;
-    let stored = router.flush_all(LAST_FLUSH).await;
+/// Lives as a process does, until its operator stops it.
+async fn live(world: Arc<World>, index: usize, router: Arc<Router>) {
+    let ((), stored) = router.live(serving(&world, index), LAST_FLUSH).await;
     let what =
         if stored.is_ok() { "has stored everything and ends" } else { "could not store everything and ends" };
     world.note(Actor::Instance(index), what, 0, 0);
     world.state.lock().commands.push(Command::Stopped(index, stored.is_ok()));
+}
+
+/// Tells an instance to stop gracefully, if it is up.
+pub(crate) fn stop(world: &World, index: usize) {
+    let mut state = world.state.lock();
+    let of = &mut state.instances[index];
+    if of.status == Status::Up {
+        of.status = Status::Stopping;
+        of.stop.notify();
+        state.trace.note(world.now(), Actor::Instance(index), "stops: takes nothing new", 0, 0);
+    }
+}
+
+/// What a server does: completes once it was stopped and its answers have ended, or were cut off because
+/// the grace time was over.
+async fn serving(world: &World, index: usize) {
+    loop {
+        let (stop, status) = {
+            let state = world.state.lock();
+            (state.instances[index].stop.listen(), state.instances[index].status)
+        };
+        if status == Status::Stopping {
+            break;
+        }
+        stop.await;
+    }
+    let handle = &world.handle;
+    let until = world.now() + world.plan.settings.drain_grace_ms * 1_000_000;
+    let serving = || world.state.lock().instances[index].serving.keys().copied().collect::<Vec<usize>>();
+    let waited = !serving().is_empty();
+    while !serving().is_empty() && world.now() < until {
+        handle.sleep(Duration::from_millis(20)).await;
+    }
+    let left = serving();
+    if !left.is_empty() {
+        world.reached(Point::DrainCutOff);
+        left.iter().for_each(|task| handle.cancel(*task));
+        // What was cancelled is dropped at the end of this step.
+        handle.sleep(Duration::from_nanos(1)).await;
+    } else if waited {
+        world.reached(Point::DrainedWhole);
+    }
 }
 
 /// Ends a life: in a crash, or when a graceful stop is over and its last flush worked or not.

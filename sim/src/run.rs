@@ -6,8 +6,6 @@ use std::collections::BTreeMap;
 use std::panic::catch_unwind;
 use std::sync::Arc;
 
-use pointsman::flow::router::Router;
-
 use crate::client;
 use crate::executor::{Domain, Executor, Step};
 use crate::instance;
@@ -303,8 +301,6 @@ impl Run {
             if self.is_broken() {
                 return;
             }
-            let router: Option<Arc<Router>> = world.state.lock().instances[index].router.clone();
-            drop(router);
             instance::stop(&world, index);
             let down = |world: &World| world.state.lock().instances[index].status == Status::Down;
             if !self.until(world.now() + 60 * SECOND, down) {

@@ -13,6 +13,8 @@ use pointsman::core::time::Timestamp;
 use pointsman::flow::router::Router;
 
 use crate::disk::Disk;
+use pointsman::core::signal::Signal;
+
 use crate::executor::{Domain, Handle, TaskId};
 use crate::faults::Fault;
 use crate::plan::{Plan, RequestPlan, Settings};
@@ -142,7 +144,8 @@ pub(crate) struct Instance {
     pub(crate) running_calls: Vec<usize>,
     /// Tasks of clients now served.
     pub(crate) serving: BTreeMap<TaskId, usize>,
-    pub(crate) background: Vec<TaskId>,
+    /// Notified when it is told to stop.
+    pub(crate) stop: Signal,
     pub(crate) listings: Vec<Listing>,
     /// By the router's number for it: which endpoint.
     pub(crate) numbers: Vec<usize>,

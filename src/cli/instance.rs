@@ -1,5 +1,4 @@
-//! One running instance: the adapters, the router over them, the server before it, and the order in
-//! which all that stops.
+//! One running instance: the adapters, the router over them, the server before it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -94,23 +93,11 @@ impl Instance {
                 grace: config.drain_grace,
             }
         };
-        let warming = tokio::spawn({
-            let router = Arc::clone(&router);
-            async move { router.warm_up().await }
-        });
-        let flusher = tokio::spawn({
-            let router = Arc::clone(&router);
-            async move { router.keep_flushing().await }
-        });
-        let stopped = server::serve(self.listener, App::new(Arc::clone(&router)), limits, stop).await;
+        let serving = server::serve(self.listener, App::new(Arc::clone(&router)), limits, stop);
+        let (stopped, stored) = router.live(serving, LAST_FLUSH).await;
         if stopped == Stopped::CutOff {
             tracing::warn!("answers were still running when the grace time ended; they were cut off");
         }
-        for task in [warming, flusher] {
-            task.abort();
-            // Its end is waited for: a flush it held is put back before the last one takes it.
-            let _ = task.await;
-        }
-        router.flush_all(LAST_FLUSH).await.map_err(InstanceError::LastFlush)
+        stored.map_err(InstanceError::LastFlush)
     }
 }

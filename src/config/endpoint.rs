@@ -205,13 +205,13 @@ fn shown(text: &str) -> String {
     if !text.contains("://") {
         return format!("a text of {} characters", text.chars().count());
     }
-    let text = text.split(['?', '#']).next().unwrap_or_default();
-    let masked = match text.rfind('@') {
-        Some(at) => {
-            let scheme = text.find("://").map_or("", |end| &text[..end + 3]);
-            format!("{scheme}***{}", &text[at..])
-        }
-        None => without_false_port(text),
+    let scheme = text.find("://").map_or("", |end| &text[..end + 3]);
+    let (kept, cut) = text.split_at(text.find(['?', '#']).unwrap_or(text.len()));
+    let masked = match kept.rfind('@') {
+        // The `?` or `#` may be a character of a password: then all that is kept may be a part of it.
+        _ if cut.contains('@') => format!("{scheme}***"),
+        Some(at) => format!("{scheme}***{}", &kept[at..]),
+        None => without_false_port(kept),
     };
     super::key::quoted(&masked)
 }

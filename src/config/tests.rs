@@ -683,3 +683,21 @@ proptest! {
         assert_silent(&yaml, &parse(&yaml));
     }
 }
+
+#[test]
+fn a_key_in_a_url_is_never_shown_wherever_its_marks_fall() {
+    for url in [
+        "http://sk-1@h",
+        "http://sk-1#x@h",
+        "http://u:sk-1#x@h",
+        "http://u:x#sk-1@h",
+        "http://sk-1?x@h",
+        "http://h/?key=sk-1",
+        "http://h/?key=a@sk-1",
+        "http://u:sk-1",
+        "sk-1",
+    ] {
+        let errors = refused(&format!("endpoints: ['{url}']\n"));
+        assert!(!errors.concat().contains("sk-1"), "{url}: {errors:?}");
+    }
+}

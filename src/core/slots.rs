@@ -362,7 +362,8 @@ impl State {
         let health = endpoint.breaker.health(self.now);
         endpoint.breaker.leave(pass, verdict, self.now, &self.limits.breaker);
         if endpoint.breaker.health(self.now) == health {
-            self.serve_first(id, model).into_iter().collect()
+            // The first may be better off elsewhere: the slot just freed is then for the next.
+            core::iter::from_fn(|| self.serve_first(id, model)).collect()
         } else {
             self.serve_queue()
         }

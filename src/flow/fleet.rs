@@ -1,7 +1,8 @@
 //! The endpoints now configured, each with what it last said about itself.
 //!
-//! A fleet is immutable; a reload makes a new one and hands the cells of endpoints that stay over to
-//! it. Read by every use case through `Router::fleet`.
+//! A fleet is immutable; a reload makes a new one. What endpoints said outlives it: an endpoint has the
+//! same cells for as long as the process runs, so that one taken out and put back while it is being
+//! asked is not asked twice at once. Read by every use case through `Router::fleet`.
 
 use std::collections::BTreeMap;
 
@@ -27,6 +28,37 @@ pub struct Fleet {
     pub backends: Vec<Arc<Backend>>,
     /// Everything else that was configured.
     pub config: Config,
+    /// By the endpoints' numbers; also of those no longer configured, which may come back.
+    answers: BTreeMap<EndpointId, Answers>,
+}
+
+/// What one endpoint said about itself, and as whom it was asked.
+#[derive(Clone, Debug)]
+struct Answers {
+    kind: Kind,
+    authorization: Option<HeaderValue>,
+    available: Cell<Listing>,
+    loaded: Cell<Listing>,
+    status: Cell<String>,
+}
+
+impl Answers {
+    fn new(kind: Kind, authorization: Option<HeaderValue>) -> Answers {
+        Answers {
+            kind,
+            authorization,
+            available: Cell::new(Ages::AVAILABLE),
+            loaded: Cell::new(Ages::LOADED),
+            status: Cell::new(STATUS),
+        }
+    }
+
+    /// Forgets them all. Whoever is asking now stops asking before anybody asks again.
+    fn invalidate(&self) {
+        self.available.invalidate();
+        self.loaded.invalidate();
+        self.status.invalidate();
+    }
 }
 
 /// How long the answer to "are you there" is believed: the pages that ask are polled by people and
@@ -61,20 +93,27 @@ pub struct Backend {
 }
 
 impl Fleet {
-    /// The fleet of `config`, with the cells of `before` where an endpoint stays what it was.
+    /// The fleet of `config`, with what is known from `before` of endpoints that stay what they were.
     pub(super) fn new(
         config: Config,
         before: &Fleet,
         configure: impl FnOnce(Limits, &[EndpointName]) -> Vec<EndpointId>,
     ) -> Fleet {
         let ids = configure(router::limits(&config), &router::names(&config));
-        let backends = config
-            .endpoints
-            .iter()
-            .zip(ids)
-            .map(|(endpoint, id)| Arc::new(Backend::new(endpoint, id, before.get(id))))
-            .collect();
-        Fleet { backends, config }
+        let mut answers = before.answers.clone();
+        let backends = config.endpoints.iter().zip(&ids).map(|(endpoint, id)| {
+            let authorization = authorization(endpoint);
+            let known =
+                answers.entry(*id).or_insert_with(|| Answers::new(endpoint.kind, authorization.clone()));
+            // Another kind or key may list other models.
+            if (known.kind, &known.authorization) != (endpoint.kind, &authorization) {
+                known.invalidate();
+                (known.kind, known.authorization) = (endpoint.kind, authorization);
+            }
+            Arc::new(Backend::new(endpoint, *id, known))
+        });
+        let backends = backends.collect();
+        Fleet { backends, config, answers }
     }
 
     /// The endpoint with this number, if it is configured.
@@ -84,27 +123,21 @@ impl Fleet {
 }
 
 impl Backend {
-    fn new(config: &EndpointConfig, id: EndpointId, before: Option<&Backend>) -> Backend {
-        let authorization = config.api_key.as_ref().and_then(|key| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose())).ok()?;
-            value.set_sensitive(true);
-            Some(value)
-        });
-        // Another kind or key may list other models: what was known is not carried over then.
-        let before = before.filter(|b| (b.kind, &b.authorization) == (config.kind, &authorization));
+    fn new(config: &EndpointConfig, id: EndpointId, known: &Answers) -> Backend {
+        let Answers { kind, authorization, available, loaded, status } = known.clone();
         Backend {
             id,
             name: config.url.as_str().into(),
-            kind: config.kind,
-            base: match config.kind {
+            kind,
+            base: match kind {
                 Kind::Ollama => config.base.clone(),
                 Kind::LlamaServer | Kind::OpenAi => config.openai_base.clone(),
             },
             key: config.api_key.clone(),
             authorization,
-            available: before.map_or_else(|| Cell::new(Ages::AVAILABLE), |b| b.available.clone()),
-            loaded: before.map_or_else(|| Cell::new(Ages::LOADED), |b| b.loaded.clone()),
-            status: before.map_or_else(|| Cell::new(STATUS), |b| b.status.clone()),
+            available,
+            loaded,
+            status,
         }
     }
 
@@ -122,6 +155,14 @@ impl Backend {
         url.push_str(path);
         url
     }
+}
+
+/// `Bearer KEY`, if a key is configured.
+fn authorization(config: &EndpointConfig) -> Option<HeaderValue> {
+    let key = config.api_key.as_ref()?;
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 impl fmt::Debug for Backend {

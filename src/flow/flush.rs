@@ -5,6 +5,7 @@
 //! already: so a flush whose answer was lost is simply repeated (`token-conservation`). Values carry
 //! a format number; a newer one is refused, not guessed at.
 
+use core::convert::Infallible;
 use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -177,8 +178,8 @@ impl Router {
     }
 
     /// Stores what waits, every `flush_interval`, for ever. A failure is logged and tried again next
-    /// time; it never ends this task.
-    pub async fn keep_flushing(&self) {
+    /// time.
+    pub(super) async fn keep_flushing(&self) -> Infallible {
         loop {
             let pause = self.fleet().config.flush_interval;
             self.ports.clock.sleep(pause).await;

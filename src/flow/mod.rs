@@ -9,6 +9,7 @@ pub mod fleet;
 pub mod flush;
 mod headers;
 pub mod infer;
+mod life;
 pub mod overview;
 mod refresh;
 pub mod router;

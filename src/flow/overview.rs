@@ -146,7 +146,7 @@ impl Router {
     }
 
     /// Learns what every endpoint serves and has loaded, so that the first request need not wait.
-    pub async fn warm_up(&self) {
+    pub(super) async fn warm_up(&self) {
         let fleet = self.fleet();
         let limit = fleet.config.listing_timeout;
         self.ask_all(&AVAILABLE, &fleet.backends, limit).await;

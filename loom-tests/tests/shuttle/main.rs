@@ -19,8 +19,7 @@ mod zoo {
     include!(concat!(env!("OUT_DIR"), "/zoo.rs"));
 }
 
-const SUITE: Suite =
-    Suite { scenarios: &[crowd::ALL, routing::ALL], findings: &[routing::FINDINGS], zoo: zoo::ZOO };
+const SUITE: Suite = Suite { scenarios: &[crowd::ALL, routing::ALL], zoo: zoo::ZOO };
 
 fn main() -> ExitCode {
     SUITE.main()

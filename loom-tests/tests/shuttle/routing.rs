@@ -50,19 +50,13 @@ pub(crate) const ALL: &[Scenario] = &[
         claim: "a reload during the rush loses no count and lets nobody past a limit",
         run: reload,
     },
-];
-
-/// To be made a scenario, and the allowance in `reload` taken away, once an endpoint that is taken out and put back gets
-/// its old cells again, or its old fetches are waited for.
-pub(crate) const FINDINGS: &[(&str, Scenario)] = &[(
-    "catalog-single-flight is broken",
     Scenario {
         name: "routing::taken_out_and_put_back",
         tasks: 8,
         claim: "an endpoint that is taken out and put back is asked for its listing once at a time",
         run: taken_out_and_put_back,
     },
-)];
+];
 
 const YAML: &str = "
 endpoints: [http://a:11434, http://b:11434]
@@ -102,11 +96,7 @@ struct Town {
 
 impl Town {
     fn new(conduct: Conduct) -> Town {
-        Town::with(Backends::new(conduct, 1))
-    }
-
-    fn with(backends: Backends) -> Town {
-        let backends = Arc::new(backends);
+        let backends = Arc::new(Backends::new(conduct, 1));
         let store = Arc::new(MemoryStore::default());
         let ports = Ports {
             clock: CoreArc::new(SharedClock::default()),
@@ -227,24 +217,26 @@ fn clients_leave() {
 fn stop() {
     let town = Town::new(Conduct::Sound);
     town.store.faults.store(2, SeqCst);
-    let flusher = spawn({
-        let router = CoreArc::clone(&town.router);
-        async move { router.keep_flushing().await }
-    });
     let mut clients: Vec<_> = (0..3).map(|_| spawn(town.clone().client())).collect();
     clients.push(watcher(&town));
-    run_all(clients);
-    // As an instance stops: no request is in flight, the flusher's end is waited for, then all is stored.
-    flusher.abort();
-    drop(block_on(flusher));
+    let router = CoreArc::clone(&town.router);
+    let life = spawn(async move {
+        let serving = async {
+            for client in clients {
+                client.await.expect("nobody aborts it");
+            }
+        };
+        let ((), stored) = router.live(serving, Duration::from_secs(30)).await;
+        stored.expect("the store has got over its faults");
+        let waiting = router.usage().ledger().balance().waiting.total();
+        require(waiting == 0, "token-conservation", "tokens wait after the last flush");
+    });
+    run_all(vec![life]);
     town.close();
 }
 
 fn reload() {
-    let mut backends = Backends::new(Conduct::Sound, 1);
-    // An endpoint put back has new cells; see the findings.
-    backends.fetches_max = 2;
-    let town = Town::with(backends);
+    let town = Town::new(Conduct::Sound);
     let mut tasks: Vec<_> = (0..4).map(|_| spawn(town.clone().client())).collect();
     let reloads = town.clone();
     tasks.push(spawn(async move {

@@ -115,8 +115,6 @@ pub(crate) struct Backends {
     pub(crate) conduct: Conduct,
     /// The most requests for inference one backend may be given at a time.
     pub(crate) limit: u32,
-    /// The most fetches of one listing at a time.
-    pub(crate) fetches_max: u32,
     serving: [Arc<AtomicU32>; 2],
     listing: [Arc<AtomicU32>; 4],
     /// Answers whose last line was handed over.
@@ -129,7 +127,6 @@ impl Backends {
         Backends {
             conduct,
             limit,
-            fetches_max: 1,
             serving: Default::default(),
             listing: Default::default(),
             finished: Arc::default(),
@@ -186,12 +183,7 @@ impl Upstream for Backends {
             if request.url.ends_with("/api/tags") || request.url.ends_with("/api/ps") {
                 let concern = backend * 2 + usize::from(request.url.ends_with("/api/ps"));
                 let listing = &self.listing[concern];
-                let counted = Counted::enter(
-                    listing,
-                    self.fetches_max,
-                    "catalog-single-flight",
-                    "fetches of one listing",
-                );
+                let counted = Counted::enter(listing, 1, "catalog-single-flight", "fetches of one listing");
                 pause(1 + dice(2)).await;
                 drop(counted);
                 // Only the first backend has the model in memory; the second says so with an error.

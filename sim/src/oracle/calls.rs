@@ -181,15 +181,14 @@ fn listing_opened(state: &mut State, plan: &Plan, now: u64, id: usize, listing: 
     let same = || of.listings[..listing].iter().filter(|l| l.endpoint == endpoint && l.path == path);
     let under_way = 1 + same().filter(|l| l.ended.is_none()).count() as u32;
     let concerns = concerns_of(&plan.endpoints[endpoint]);
-    let allowed = concerns * (1 + of.arrivals[endpoint]);
-    if under_way > allowed {
+    if under_way > concerns {
         let why = format!(
-            "instance {instance} asks endpoint {endpoint} for {path} {under_way} times at once, {allowed} concerns share it"
+            "instance {instance} asks endpoint {endpoint} for {path} {under_way} times at once, {concerns} concerns share it"
         );
         return state.break_promise(now, CATALOG_SINGLE_FLIGHT, why);
     }
     let last = same().next_back().cloned();
-    let (Some(last), 1, 0) = (last, concerns, of.arrivals[endpoint]) else { return };
+    let (Some(last), 1) = (last, concerns) else { return };
     let Some(ended) = last.ended else { return };
     if now >= last.began + EXPIRY {
         state.reached(Point::RefetchedAfterExpiry);

@@ -1,0 +1,118 @@
+//! The simulator as a detector: the patch is applied to a scratch copy, which is built and run over 20
+//! starting seeds.
+
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "how long a search takes is told by a real clock; no world sees it"
+)]
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::{Entry, Zoo, run};
+
+/// Starting seeds per entry.
+const STARTS: u64 = 20;
+
+/// Seeds tried from each.
+pub(super) const SEEDS_MAX: u64 = 2_000;
+
+/// Between two starting seeds.
+const APART: u64 = 1_000_000;
+
+impl Zoo {
+    pub(super) fn look_in_worlds(&self, patch: &Path, mut entry: Entry) -> Entry {
+        match self.build(patch) {
+            Ok(()) => self.hunt(&mut entry),
+            Err(why) => entry.note = why,
+        }
+        entry
+    }
+
+    fn build(&self, patch: &Path) -> Result<(), String> {
+        for part in ["src", "sim/src", "benches", "tests", "Cargo.toml", "Cargo.lock", "sim/Cargo.toml"] {
+            mirror(&self.root.join(part), &self.scratch.join(part))
+                .map_err(|error| format!("{part}: {error}"))?;
+        }
+        let patch = fs::File::open(patch).map_err(|error| error.to_string())?;
+        let mut apply = Command::new("patch");
+        apply.args(["-p1", "--fuzz=0", "--batch", "--no-backup-if-mismatch"]);
+        run(apply.current_dir(&self.scratch).stdin(patch))?;
+        let mut words = self.cargo.split_whitespace();
+        let mut build = Command::new(words.next().unwrap_or("cargo"));
+        build.args(words).args(["build", "--release", "-p", "sim", "--target-dir"]);
+        build.arg(self.scratch.join("target")).current_dir(&self.scratch).stdin(Stdio::null());
+        // Built often and run briefly; and with debug assertions an inverted lock order is seen.
+        build.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1").env("CARGO_PROFILE_RELEASE_DEBUG", "0");
+        build.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
+        build.env("CARGO_INCREMENTAL", "1");
+        build.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
+        build.env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "false");
+        run(&mut build)
+    }
+
+    fn hunt(&self, entry: &mut Entry) {
+        let began = Instant::now();
+        let mut until_found = Vec::new();
+        for start in 0..STARTS {
+            let first = start * APART;
+            let seeds = format!("{first}..+{SEEDS_MAX}");
+            let mut check = Command::new(self.scratch.join("target/release/sim"));
+            check.args(["check", "--json", "--stop-after", "1", "--seeds", &seeds]);
+            let output = check.stdin(Stdio::null()).output();
+            let json = output.ok().and_then(|output| serde_json::from_slice::<Value>(&output.stdout).ok());
+            let (promise, seed) = match json.as_ref().map(|json| &json["violations"][0]) {
+                // The process itself died: caught, but by nobody's promise.
+                None => ("abort".to_owned(), first),
+                Some(Value::Null) => {
+                    until_found.push(None);
+                    continue;
+                }
+                Some(found) => {
+                    let promise = found["promise"].as_str().unwrap_or_default().to_owned();
+                    if entry.note.is_empty() {
+                        entry.note =
+                            format!("seed {}: {}", found["seed"], found["why"].as_str().unwrap_or_default());
+                    }
+                    (promise, found["seed"].as_u64().unwrap_or(first))
+                }
+            };
+            until_found.push(Some(seed - first + 1));
+            entry.found_by_one(&promise);
+        }
+        entry.judge(until_found);
+        entry.seconds = began.elapsed().as_secs_f64();
+    }
+}
+
+/// Makes `to` what `from` is, and touches only what differs, so that little is built again.
+fn mirror(from: &Path, to: &Path) -> io::Result<()> {
+    if !from.is_dir() {
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let new = fs::read(from)?;
+        if fs::read(to).ok().as_deref() != Some(&new) {
+            fs::write(to, new)?;
+        }
+        return Ok(());
+    }
+    fs::create_dir_all(to)?;
+    for old in fs::read_dir(to)? {
+        let old = old?;
+        if !from.join(old.file_name()).exists() {
+            if old.path().is_dir() { fs::remove_dir_all(old.path())? } else { fs::remove_file(old.path())? }
+        }
+    }
+    for file in fs::read_dir(from)? {
+        let file = file?;
+        mirror(&file.path(), &to.join(file.file_name()))?;
+    }
+    Ok(())
+}
