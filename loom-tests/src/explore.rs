@@ -41,16 +41,6 @@ pub struct Model {
     pub run: fn(),
 }
 
-/// A model that fails on production code as it is today: a bug found and reported, not yet mended. It
-/// has to go on failing in the same way; once it passes, it becomes an ordinary model.
-#[derive(Clone, Copy, Debug)]
-pub struct Finding {
-    /// What the failure's message contains.
-    pub shows: &'static str,
-    /// The model.
-    pub model: Model,
-}
-
 /// A bug put back by a variant of the model, out of production's building blocks, where production
 /// code leaves no room for a patch.
 #[derive(Clone, Copy, Debug)]
@@ -83,8 +73,6 @@ const COUNTS: &str = "counts.json";
 pub struct Suite {
     /// Must pass, completely explored.
     pub models: &'static [&'static [Model]],
-    /// Fail until they are mended.
-    pub findings: &'static [&'static [Finding]],
     /// Must be found.
     pub variants: &'static [&'static [Variant]],
     /// Must be found.
@@ -93,9 +81,7 @@ pub struct Suite {
 
 impl Suite {
     fn model(&self, name: &str) -> Option<&'static Model> {
-        let findings =
-            self.findings.iter().flat_map(|findings| findings.iter().map(|finding| &finding.model));
-        self.models.iter().flat_map(|models| models.iter()).chain(findings).find(|model| model.name == name)
+        self.models.iter().flat_map(|models| models.iter()).find(|model| model.name == name)
     }
 
     /// What a key of a child process stands for: its bound and one iteration.
@@ -293,7 +279,6 @@ struct Run<'s> {
     /// Rows of the README's two tables, by name.
     rows: BTreeMap<String, String>,
     twins: BTreeMap<String, String>,
-    findings: String,
 }
 
 impl<'s> Run<'s> {
@@ -311,7 +296,6 @@ impl<'s> Run<'s> {
             complaints: Vec::new(),
             rows: BTreeMap::new(),
             twins: BTreeMap::new(),
-            findings: String::new(),
         }
     }
 
@@ -337,14 +321,6 @@ impl<'s> Run<'s> {
                 self.expected.get(name).and_then(|count| count["explored"].as_u64()).unwrap_or(u64::MAX),
             )
         });
-        let findings: Vec<&Finding> =
-            self.suite.findings.iter().flat_map(|findings| findings.iter()).collect();
-        keys.extend(
-            findings
-                .iter()
-                .filter(|finding| self.options.wants(finding.model.name))
-                .map(|finding| format!("model/{}", finding.model.name)),
-        );
         for twin in &twins {
             if !(self.options.wants(twin.id) || self.options.wants(twin.of)) {
                 continue;
@@ -359,10 +335,7 @@ impl<'s> Run<'s> {
             Some(twin) => self.twin(twin, answer),
             None => {
                 let name = key.trim_start_matches("model/");
-                match findings.iter().find(|finding| finding.model.name == name) {
-                    Some(finding) => self.finding(finding, answer),
-                    None => self.model(self.suite.model(name).expect("a key of ours"), answer),
-                }
+                self.model(self.suite.model(name).expect("a key of ours"), answer);
             }
         });
         report::append(self.options.report.as_deref(), &self.lines);
@@ -423,21 +396,6 @@ impl<'s> Run<'s> {
         self.counted.insert(name.to_owned(), count);
     }
 
-    fn finding(&mut self, Finding { shows, model }: &Finding, answer: Result<Value, String>) {
-        let name = model.name;
-        let answer = answer.unwrap_or_else(Value::String);
-        let failed = answer["failed"].as_str();
-        let at = answer["explored"].as_u64().unwrap_or(0);
-        println!("FINDING {name} iteration={at} said={failed:?}");
-        self.lines.push(json!({ "kind": "finding", "name": name, "iteration": at, "said": failed }));
-        self.findings.push_str(&format!("| `{name}` | {} | {at} |\n", model.claim));
-        if !failed.is_some_and(|failed| failed.contains(shows)) {
-            self.complaints.push(format!(
-                "the finding {name} shows something else than {shows:?}: {answer}; if it is mended, make it a model"
-            ));
-        }
-    }
-
     fn twin(&mut self, twin: &Twin, answer: Result<Value, String>) {
         let Twin { key, id, of, shows, .. } = twin;
         let answer = match answer {
@@ -476,12 +434,6 @@ impl<'s> Run<'s> {
         region
             .push_str("\n| bug put back | how | found by | promise | iteration |\n|---|---|---|---|---:|\n");
         region.extend(self.twins.values().map(String::as_str));
-        if !self.findings.is_empty() {
-            region.push_str(
-                "\n| found, not mended yet | claim that does not hold | iteration |\n|---|---|---:|\n",
-            );
-            region.push_str(&self.findings);
-        }
         report::rewrite_readme("loom tables", &region);
     }
 }

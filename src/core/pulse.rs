@@ -9,7 +9,7 @@ use core::time::Duration;
 use super::sync::{AtomicU64, Ordering};
 use super::time::Instant;
 
-/// One endpoint's movement of bytes.
+/// One endpoint's movement of bytes. Who is slow to write down an earlier time does not undo a later one.
 #[derive(Debug)]
 pub(super) struct Pulse {
     waiting: AtomicU64,
@@ -27,7 +27,7 @@ impl Pulse {
     /// is counted, so that no reader sees it waiting since an earlier life.
     pub(super) fn wait(&self, now: Instant) {
         if self.waiting.load(Ordering::Acquire) == 0 {
-            self.moved_nanos.store(now.as_nanos(), Ordering::Release);
+            self.moved_nanos.fetch_max(now.as_nanos(), Ordering::AcqRel);
         }
         self.waiting.fetch_add(1, Ordering::AcqRel);
     }
@@ -39,7 +39,7 @@ impl Pulse {
 
     /// A byte came at `now`.
     pub(super) fn moved(&self, now: Instant) {
-        self.moved_nanos.store(now.as_nanos(), Ordering::Release);
+        self.moved_nanos.fetch_max(now.as_nanos(), Ordering::AcqRel);
     }
 
     /// Somebody waits and nothing has moved for `after`.

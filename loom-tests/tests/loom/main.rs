@@ -36,7 +36,6 @@ const SUITE: Suite = Suite {
         usage::ALL,
         shutdown::ALL,
     ],
-    findings: &[pulse::FINDINGS],
     variants: &[catalog::VARIANTS, usage::VARIANTS],
     zoo: zoo::ZOO,
 };

@@ -2,7 +2,7 @@
 //! loom's weak memory has a say.
 
 use loom::thread;
-use loom_tests::explore::{Finding, Model};
+use loom_tests::explore::Model;
 
 use super::common::{LIMITS, at, on, require, slot, slots};
 use super::core::slots::{Limits, Reservation};
@@ -21,19 +21,13 @@ pub(crate) const ALL: &[Model] = &[
         claim: "two streams that begin and move together never make their endpoint look wedged",
         run: two_streams_one_judge,
     },
-];
-
-/// To be moved up, together with a patch that takes the mending out again, once the pulse keeps the
-/// newest time instead of the last one written (`fetch_max` in place of `store`).
-pub(crate) const FINDINGS: &[Finding] = &[Finding {
-    shows: "an endpoint that sent a byte a second ago is taken for wedged",
-    model: Model {
+    Model {
         name: "pulse::silence_never_grows_backwards",
         bound: None,
         claim: "a stream that is slow to say when it began to wait does not undo a byte that came since",
         run: silence_never_grows_backwards,
     },
-}];
+];
 
 const WIDE: Limits = Limits { per_model: 4, queue_max: Some(0), ..LIMITS };
 
