@@ -54,12 +54,14 @@ pub(crate) fn run(plan: &Plan, keep_lines: bool) -> Outcome {
         let promise = promise.copied().unwrap_or(oracle::ANSWER_ENDS);
         run.world.break_promise(promise, format!("panic: {said}"));
     }
-    let outcome = run.outcome();
-    if result.is_err() {
-        // What panicked once may panic again while it is dropped.
+    let mut outcome = run.outcome();
+    if outcome.violation.is_some() {
+        // A router that has given back what it never had may panic while it is dropped.
         core::mem::forget(run);
-    } else {
-        run.close();
+    } else if catch_unwind(AssertUnwindSafe(|| run.close())).is_err() {
+        let why = format!("panic when the world ended: {}", panics::take());
+        let at = outcome.nanos;
+        outcome.violation = Some(Violation { promise: oracle::SLOT_CONSERVATION.to_owned(), why, at });
     }
     outcome
 }

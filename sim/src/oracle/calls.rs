@@ -8,7 +8,7 @@ use crate::sometimes::Point;
 use crate::trace::Actor;
 use crate::world::{CallKind, State};
 
-use super::{BREAKER_HONEST, CATALOG_AGE, CATALOG_SINGLE_FLIGHT, SLOT_LIMIT};
+use super::{BREAKER_HONEST, CATALOG_AGE, CATALOG_SINGLE_FLIGHT, SLOT_CONSERVATION, SLOT_LIMIT};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -61,10 +61,14 @@ fn inference_opened(state: &mut State, plan: &Plan, now: u64, id: usize, model: 
     let running = running(state, instance, endpoint, model);
     let allowed = state.instances[instance].allowed;
     if running > allowed {
+        let counted = counted(state, plan, instance, endpoint, model);
         let why = format!(
-            "endpoint {endpoint} runs {running} requests of instance {instance} for model {model}, the limit is {allowed}"
+            "endpoint {endpoint} runs {running} requests of instance {instance} for model {model}, the limit is \
+             {allowed} and the router counts {counted}"
         );
-        state.break_promise(now, SLOT_LIMIT, why);
+        // Who has lost count breaks a limit without knowing.
+        let promise = if counted < running { SLOT_CONSERVATION } else { SLOT_LIMIT };
+        state.break_promise(now, promise, why);
     }
     overloaded_without_need(state, plan, now, id, model, running);
 
@@ -149,6 +153,16 @@ fn overloaded_without_need(
         );
         state.break_promise(now, SLOT_LIMIT, why);
     }
+}
+
+/// How many requests the router itself says an endpoint runs for a model.
+fn counted(state: &State, plan: &Plan, instance: usize, endpoint: usize, model: usize) -> u32 {
+    let Some(router) = &state.instances[instance].router else { return 0 };
+    let (url, tracked) = (plan.endpoints[endpoint].url(endpoint), plan.endpoints[endpoint].tracked(model));
+    let slots = router.usage().snapshot().slots;
+    let used = slots.endpoints.iter().find(|used| used.name.as_str() == url);
+    let mut in_flight = used.into_iter().flat_map(|used| used.in_flight.iter());
+    in_flight.find(|(model, _)| model.as_str() == tracked).map_or(0, |(_, count)| *count)
 }
 
 /// A model is asked only of an endpoint that has listed it not too long ago.
