@@ -34,6 +34,10 @@ mod zoo;
 
 use std::process::ExitCode;
 
+/// A world is mostly small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     panics::keep();
     cli::run()
