@@ -13,8 +13,8 @@
 )]
 
 use std::hint::black_box;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant as Watch};
 
@@ -48,7 +48,7 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_millis(800))
         .sample_size(30);
-    targets = policy, slots, snapshot, catalog, ledger, tap, ask, lock
+    targets = policy, slots, snapshot, catalog, ledger, tap, ask, read_mostly, lock
 }
 
 /// A fleet in which every endpoint serves the one model.
@@ -255,6 +255,27 @@ fn ask(c: &mut Criterion) {
     group.bench_function("rewrite, asking for usage", |b| {
         b.iter(|| ask.rewrite(black_box(&body), None, true));
     });
+}
+
+/// What every request reads and a reload replaces: a pointer that is copied under the lock, so that nobody
+/// reads under it. A read-write lock in its place lets readers in together, for a section that is over
+/// before the second arrives; both move the same cache line between cores.
+fn read_mostly(c: &mut Criterion) {
+    let mut group = c.benchmark_group("read mostly");
+    let (ours, shared_lock) = (Lock::new(Rank::Fleet, Arc::new(0u64)), RwLock::new(Arc::new(0u64)));
+    let under_lock = |_| drop(black_box(Arc::clone(&ours.lock())));
+    let under_rwlock = |_| {
+        let held = shared_lock.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        drop(black_box(Arc::clone(&held)));
+    };
+    for threads in [1u64, 2, 8] {
+        group.bench_function(format!("copied under a Lock, {threads} threads"), |b| {
+            b.iter_custom(|iters| shared(threads, iters, under_lock));
+        });
+        group.bench_function(format!("copied under a RwLock, {threads} threads"), |b| {
+            b.iter_custom(|iters| shared(threads, iters, under_rwlock));
+        });
+    }
 }
 
 /// The ranked lock next to the std mutex inside it.

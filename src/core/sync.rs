@@ -6,6 +6,9 @@
 //! panics with both places); every build counts how often a named lock was contended and for how
 //! long, which `/metrics` exports.
 //!
+//! What is read far more often than written (the fleet, the counts of a snapshot) stands behind a lock as
+//! an `Arc` that readers copy. `cargo bench --bench hot -- 'read mostly'` puts a read-write lock beside it.
+//!
 //! The order, outermost first, is the order of [`Rank`]'s variants. No lock is held across an
 //! await, and a panic while one is held does not poison it: critical sections leave their state
 //! whole at every step that can panic.
