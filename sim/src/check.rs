@@ -6,7 +6,9 @@
     reason = "how long the check itself takes is told by a real clock; no world sees it"
 )]
 
-use std::io::{IsTerminal, Write, stderr};
+use std::fs;
+use std::io::{self, IsTerminal, Write, stderr};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -151,6 +153,23 @@ impl Report {
         let faults = Fault::ALL.iter().map(|fault| (self.tally.fired[*fault as usize], fault.name()));
         let points = Point::ALL.iter().map(|point| (self.tally.reached[*point as usize], point.name()));
         faults.chain(points).map(|(times, name)| format!("{times:>12}  {name}\n")).collect()
+    }
+
+    /// Replaces what stands between the marks in the file by this report.
+    pub(crate) fn record(&self, path: &Path, seeds: Seeds, jobs: usize, held: bool) -> io::Result<()> {
+        const MARKS: [&str; 2] = ["<!-- begin: sim check -->\n", "<!-- end: sim check -->"];
+        let text = fs::read_to_string(path)?;
+        let cut =
+            text.split_once(MARKS[0]).and_then(|(before, rest)| Some((before, rest.split_once(MARKS[1])?.1)));
+        let (before, after) = cut.ok_or_else(|| io::Error::other(format!("it has no {MARKS:?}")))?;
+        let Seeds { first, count } = seeds;
+        let debug = if cfg!(debug_assertions) { "debug" } else { "release" };
+        let report = format!(
+            "```text\ncheck --seeds {first}..+{count} --jobs {jobs}, {debug} build\n{}\n{}```\n",
+            self.text(held),
+            self.coverage()
+        );
+        fs::write(path, format!("{before}{}{report}{}{after}", MARKS[0], MARKS[1]))
     }
 }
 

@@ -53,6 +53,9 @@ enum Command {
         /// Prints how often each fault and each point came up.
         #[arg(long)]
         coverage: bool,
+        /// Writes what came of it into this file, between its two marks.
+        #[arg(long)]
+        record: Option<PathBuf>,
     },
     /// Lives through one seed again.
     Replay {
@@ -77,6 +80,9 @@ enum Command {
         /// Where it is kept.
         #[arg(long)]
         folder: Option<PathBuf>,
+        /// Prints one JSON object instead.
+        #[arg(long)]
+        json: bool,
     },
     /// Writes one self-contained page about a seed.
     Timeline {
@@ -132,7 +138,7 @@ fn scenario_named(name: &str) -> Result<Chosen, String> {
 /// Does what the command line asks for.
 pub(crate) fn run() -> ExitCode {
     let (text, ok) = match Arguments::parse().command {
-        Command::Check { seeds, jobs, scenario: Chosen(scenario), json, stop_after, coverage } => {
+        Command::Check { seeds, jobs, scenario: Chosen(scenario), json, stop_after, coverage, record } => {
             let report = check::check(Order { seeds, scenario, jobs, found_max: stop_after });
             // One scenario alone does not visit everything.
             let held = scenario.is_none() && report.seeds >= COVERAGE_FROM;
@@ -140,7 +146,11 @@ pub(crate) fn run() -> ExitCode {
             if coverage && !json {
                 text.push_str(&report.coverage());
             }
-            (text, report.is_clean(held))
+            let recorded = record.map_or(Ok(()), |path| report.record(&path, seeds, jobs, held));
+            if let Err(error) = &recorded {
+                text.push_str(&format!("nothing is recorded: {error}\n"));
+            }
+            (text, report.is_clean(held) && recorded.is_ok())
         }
         Command::Replay { seed, scenario: Chosen(scenario), trace } => {
             again(&scenario::plan(Seed::from_text(&seed), scenario), trace)
@@ -161,8 +171,8 @@ pub(crate) fn run() -> ExitCode {
                 }
             }
         }
-        Command::Shrink { seed, scenario: Chosen(scenario), folder } => {
-            smaller(&scenario::plan(Seed::from_text(&seed), scenario), folder)
+        Command::Shrink { seed, scenario: Chosen(scenario), folder, json } => {
+            smaller(&scenario::plan(Seed::from_text(&seed), scenario), folder, json)
         }
         Command::Timeline { seed, scenario: Chosen(scenario), out } => {
             let plan = scenario::plan(Seed::from_text(&seed), scenario);
@@ -206,12 +216,16 @@ fn folder_of_the_corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")
 }
 
-fn smaller(plan: &Plan, folder: Option<PathBuf>) -> (String, bool) {
+fn smaller(plan: &Plan, folder: Option<PathBuf>, json: bool) -> (String, bool) {
     let Some(shrunk) = shrink::shrink(plan) else {
         return ("this seed breaks no promise: there is nothing to shrink\n".to_owned(), true);
     };
+    let figures = serde_json::json!({
+        "promise": shrunk.promise, "events_before": shrunk.events_before, "events": shrunk.events,
+        "tried": shrunk.tried, "seconds": shrunk.seconds,
+    });
     let text = format!(
-        "{} is broken: {}\n{} events before, {} now; {} requests, {} actions, {} faults are left; {} worlds tried\n",
+        "{} is broken: {}\n{} events before, {} now; {} requests, {} actions, {} faults are left; {} worlds tried in {:.1} s\n",
         shrunk.promise,
         shrunk.why,
         shrunk.events_before,
@@ -220,9 +234,11 @@ fn smaller(plan: &Plan, folder: Option<PathBuf>) -> (String, bool) {
         shrunk.plan.actions.len(),
         shrunk.plan.faults.0.len(),
         shrunk.tried,
+        shrunk.seconds,
     );
     let kept = Kept { promise: shrunk.promise, why: shrunk.why, plan: shrunk.plan };
     match corpus::write(&folder.unwrap_or_else(folder_of_the_corpus), &kept) {
+        Ok(_) if json => (format!("{figures}\n"), false),
         Ok(path) => (format!("{text}kept in {}\n", path.display()), false),
         Err(error) => (format!("{text}it cannot be kept: {error}\n"), false),
     }

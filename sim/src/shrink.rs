@@ -29,6 +29,7 @@ pub(crate) struct Shrunk {
     pub(crate) events: u64,
     /// Plans that were lived through.
     pub(crate) tried: u64,
+    pub(crate) seconds: f64,
 }
 
 /// Shrinks a plan that breaks a promise; `None` if it breaks none.
@@ -42,8 +43,10 @@ pub(crate) fn shrink(plan: &Plan) -> Option<Shrunk> {
         events_before: first.events,
         events: first.events,
         tried: 1,
+        seconds: 0.0,
     };
-    let until = Instant::now() + PATIENCE;
+    let began = Instant::now();
+    let until = began + PATIENCE;
     loop {
         let before = shrunk.events;
         shrunk.take_out(
@@ -63,6 +66,7 @@ pub(crate) fn shrink(plan: &Plan) -> Option<Shrunk> {
         );
         shrunk.simplify(until);
         if shrunk.events >= before || Instant::now() >= until {
+            shrunk.seconds = began.elapsed().as_secs_f64();
             return Some(shrunk);
         }
     }

@@ -87,8 +87,19 @@ pub(crate) struct Entry {
     pub(crate) seeds_p95: Option<u64>,
     /// The search alone, over all starting seeds.
     pub(crate) seconds: f64,
+    /// What shrinking made of the first seed that showed it.
+    #[serde(default)]
+    pub(crate) shrunk: Option<Shrunk>,
     /// A seed that shows it and what it shows, or what the tools said of a stale patch.
     pub(crate) note: String,
+}
+
+/// A world that shows a bug, made smaller.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Shrunk {
+    pub(crate) events_before: u64,
+    pub(crate) events: u64,
+    pub(crate) seconds: f64,
 }
 
 impl Entry {
@@ -104,6 +115,7 @@ impl Entry {
             seeds_median: None,
             seeds_p95: None,
             seconds: 0.0,
+            shrunk: None,
             note: String::new(),
         }
     }
@@ -259,6 +271,21 @@ fn run(command: &mut Command) -> Result<(), String> {
     Err(wrong.first().copied().unwrap_or("it failed without a word").to_owned())
 }
 
+/// How much smaller the worlds became that showed a bug, as a sentence.
+fn shrinking(entries: &[Entry]) -> String {
+    let all: Vec<Shrunk> = entries.iter().filter_map(|entry| entry.shrunk).collect();
+    let mut left: Vec<f64> =
+        all.iter().map(|shrunk| 100.0 * shrunk.events as f64 / shrunk.events_before as f64).collect();
+    left.sort_by(f64::total_cmp);
+    let Some(median) = left.get(left.len() / 2) else { return String::new() };
+    let longest = all.iter().map(|shrunk| shrunk.seconds).fold(0.0, f64::max);
+    format!(
+        "Shrinking the first seed that showed a bug left {median:.1}% of its events in the median of {} worlds, in at\n\
+         most {longest:.1} s.\n",
+        left.len()
+    )
+}
+
 /// The results as a page.
 fn page(entries: &[Entry]) -> String {
     let caught = entries.iter().filter(|entry| entry.status == Status::Caught).count();
@@ -270,19 +297,21 @@ fn page(entries: &[Entry]) -> String {
          `median` and `p95` count what it took until the bug showed, over 20 starting seeds: seeds of at most {} (sim), or\n\
          schedules of at most {} by the scheduler that was quickest (shuttle). loom explores in one order, so there is one\n\
          number: the interleaving that showed it. A dash means that more than one start in twenty found nothing.\n\n\
-         | id | origin | detector | promise expected | promise found | median | p95 | seconds | status |\n\
-         |---|---|---|---|---|---:|---:|---:|---|\n",
+         {}\n\
+         | id | origin | detector | promise expected | promise found | median | p95 | seconds | events, shrunk to | status |\n\
+         |---|---|---|---|---|---:|---:|---:|---:|---|\n",
         ids.len(),
         entries.len(),
         worlds::SEEDS_MAX,
         races::SCHEDULES_MAX,
+        shrinking(entries),
     );
     let number = |seeds: Option<u64>| seeds.map_or("-".to_owned(), |seeds| seeds.to_string());
     for entry in entries {
         let found: Vec<String> =
             entry.found.iter().map(|(promise, times)| format!("{promise} x{times}")).collect();
         page.push_str(&format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {:.1} | {} |\n",
+            "| {} | {} | {} | {} | {} | {} | {} | {:.1} | {} | {} |\n",
             entry.id,
             entry.origin,
             entry.detector,
@@ -291,6 +320,7 @@ fn page(entries: &[Entry]) -> String {
             number(entry.seeds_median),
             number(entry.seeds_p95),
             entry.seconds,
+            entry.shrunk.map_or(String::new(), |to| format!("{}, {}", to.events_before, to.events)),
             entry.status.name(),
         ));
     }

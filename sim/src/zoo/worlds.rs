@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::{Entry, Zoo, run};
+use super::{Entry, Shrunk, Zoo, run};
 
 /// Starting seeds per entry.
 const STARTS: u64 = 20;
@@ -40,10 +40,11 @@ impl Zoo {
             mirror(&self.root.join(part), &self.scratch.join(part))
                 .map_err(|error| format!("{part}: {error}"))?;
         }
-        let patch = fs::File::open(patch).map_err(|error| error.to_string())?;
-        let mut apply = Command::new("patch");
-        apply.args(["-p1", "--fuzz=0", "--batch", "--no-backup-if-mismatch"]);
-        run(apply.current_dir(&self.scratch).stdin(patch))?;
+        let mut apply = Command::new("git");
+        apply.arg("apply").arg(patch).current_dir(&self.scratch).stdin(Stdio::null());
+        // Within a repository git would apply the patch there, or nowhere.
+        apply.env("GIT_CEILING_DIRECTORIES", self.scratch.parent().unwrap_or(&self.scratch));
+        run(&mut apply)?;
         let mut words = self.cargo.split_whitespace();
         let mut build = Command::new(words.next().unwrap_or("cargo"));
         build.args(words).args(["build", "--release", "-p", "sim", "--target-dir"]);
@@ -59,7 +60,7 @@ impl Zoo {
 
     fn hunt(&self, entry: &mut Entry) {
         let began = Instant::now();
-        let mut until_found = Vec::new();
+        let (mut until_found, mut first_found) = (Vec::new(), None);
         for start in 0..STARTS {
             let first = start * APART;
             let seeds = format!("{first}..+{SEEDS_MAX}");
@@ -84,10 +85,19 @@ impl Zoo {
                 }
             };
             until_found.push(Some(seed - first + 1));
+            first_found.get_or_insert(seed);
             entry.found_by_one(&promise);
         }
         entry.judge(until_found);
         entry.seconds = began.elapsed().as_secs_f64();
+        entry.shrunk = first_found.and_then(|seed| self.shrink(seed));
+    }
+
+    fn shrink(&self, seed: u64) -> Option<Shrunk> {
+        let mut shrink = Command::new(self.scratch.join("target/release/sim"));
+        shrink.args(["shrink", &seed.to_string(), "--json", "--folder"]).arg(self.scratch.join("shrunk"));
+        let output = shrink.stdin(Stdio::null()).output().ok()?;
+        serde_json::from_slice(&output.stdout).ok()
     }
 }
 
