@@ -53,6 +53,7 @@ impl Instance {
             recorded_sum: (0, 0),
             running_calls: Vec::new(),
             serving: BTreeMap::new(),
+            doubtful: vec![None; plan.endpoints.len()],
             stop: Signal::new(),
             listings: Vec::new(),
             numbers: Vec::new(),
@@ -106,6 +107,7 @@ pub(crate) fn start(world: &Arc<World>, index: usize) {
         of.running_calls.clear();
         of.serving.clear();
         of.listings.clear();
+        of.doubtful.fill(None);
         of.numbers.clear();
         of.breakers.fill(BreakerWatch::new());
         of.watched = (0, 0, 0, 0);

@@ -209,6 +209,22 @@ pub(crate) struct ActionPlan {
     pub(crate) what: Action,
 }
 
+impl Action {
+    /// To which instance it is done, if to one.
+    pub(crate) fn instance(&mut self) -> Option<&mut usize> {
+        match self {
+            Action::Reload { instance, .. }
+            | Action::Crash { instance, .. }
+            | Action::Restart { instance, .. }
+            | Action::Pause { instance, .. }
+            | Action::WallStep { instance, .. }
+            | Action::Partition { instance, .. }
+            | Action::DiskFull { instance, .. } => Some(instance),
+            Action::Down { .. } | Action::Serve { .. } | Action::Load { .. } => None,
+        }
+    }
+}
+
 /// What is done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

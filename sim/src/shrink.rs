@@ -64,6 +64,8 @@ pub(crate) fn shrink(plan: &Plan) -> Option<Shrunk> {
             |plan| plan.faults.0.len(),
             |plan, from, to| drop(plan.faults.0.drain(from..to)),
         );
+        shrunk.fewer_instances(until);
+        shrunk.fewer_endpoints(until);
         shrunk.simplify(until);
         if shrunk.events >= before || Instant::now() >= until {
             shrunk.seconds = began.elapsed().as_secs_f64();
@@ -105,6 +107,52 @@ impl Shrunk {
                 }
             }
             run /= 2;
+        }
+    }
+
+    /// Takes instances out, with everything that concerns them; or sends their clients to the first one.
+    fn fewer_instances(&mut self, until: Instant) {
+        for gone in (0..self.plan.instances.len()).rev() {
+            if self.plan.instances.len() == 1 || Instant::now() >= until {
+                return;
+            }
+            let mut without = self.plan.clone();
+            without.requests.retain(|request| request.instance != gone);
+            let mut moved = self.plan.clone();
+            moved.requests.iter_mut().for_each(|request| {
+                request.instance = if request.instance == gone { 0 } else { request.instance };
+            });
+            for mut plan in [without, moved] {
+                plan.instances.remove(gone);
+                plan.actions.retain_mut(|action| match action.what.instance() {
+                    Some(instance) if *instance == gone => false,
+                    Some(instance) => {
+                        *instance -= usize::from(*instance > gone);
+                        true
+                    }
+                    None => true,
+                });
+                for request in &mut plan.requests {
+                    request.instance -= usize::from(request.instance > gone);
+                }
+                if self.keep(plan) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Takes endpoints out of configurations; they stay in the world, where nobody asks them.
+    fn fewer_endpoints(&mut self, until: Instant) {
+        for instance in 0..self.plan.instances.len() {
+            for at in (0..self.plan.instances[instance].endpoints.len()).rev() {
+                let mut plan = self.plan.clone();
+                if plan.instances[instance].endpoints.len() == 1 || Instant::now() >= until {
+                    break;
+                }
+                plan.instances[instance].endpoints.remove(at);
+                self.keep(plan);
+            }
         }
     }
 

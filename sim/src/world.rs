@@ -144,6 +144,9 @@ pub(crate) struct Instance {
     pub(crate) running_calls: Vec<usize>,
     /// Tasks of clients now served.
     pub(crate) serving: BTreeMap<TaskId, usize>,
+    /// By endpoint: since when requests have gone there although its last word about what it has loaded is
+    /// an error that should have been asked about again.
+    pub(crate) doubtful: Vec<Option<u64>>,
     /// Notified when it is told to stop.
     pub(crate) stop: Signal,
     pub(crate) listings: Vec<Listing>,

@@ -44,6 +44,12 @@ pub(crate) const ALL: &[Model] = &[
         claim: "two slots freed at once reach two waiters, one each",
         run: two_freed_two_wait,
     },
+    Model {
+        name: "queue::first_goes_elsewhere",
+        bound: None,
+        claim: "a freed slot that the first in the queue does not take, being better off elsewhere, is the next one's",
+        run: first_goes_elsewhere,
+    },
 ];
 
 fn waiter_wakes() {
@@ -121,4 +127,25 @@ fn two_freed_two_wait() {
     check(invariants::slots(&snapshot, &limits));
     check(invariants::idle(&snapshot));
     require(snapshot.admitted == 4, "admitted-adds-up", "four were admitted");
+}
+
+/// The first in the queue would rather go to the second endpoint, whose breaker lets it try when the slot at
+/// the first endpoint is freed.
+fn first_goes_elsewhere() {
+    let (slots, ids) = slots(LIMITS, 2);
+    for _ in 0..2 {
+        slot(slots.reserve(on(&ids[1..]), at(1), 0)).settle(Verdict::Faulty, at(1));
+    }
+    let held = slot(slots.reserve(on(&ids[..1]), at(2), 0));
+    let mut either = on(&ids);
+    either[0].loaded = false;
+    let mut first = ticket(slots.reserve(either, at(2), 0));
+    let mut second = ticket(slots.reserve(on(&ids[..1]), at(2), 0));
+    let waiter = thread::spawn(move || block_on(first.granted()));
+    let release = thread::spawn(move || held.settle(Verdict::Sound, at(20)));
+    let got = (block_on(second.granted()), waiter.join().unwrap());
+    release.join().unwrap();
+    check(invariants::slots(&slots.snapshot(), &LIMITS));
+    drop(got);
+    check(invariants::idle(&slots.snapshot()));
 }

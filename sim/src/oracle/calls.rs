@@ -6,11 +6,16 @@ use crate::net::concerns_of;
 use crate::plan::{Plan, Speaks};
 use crate::sometimes::Point;
 use crate::trace::Actor;
-use crate::world::{CallKind, State};
+use crate::world::{CallKind, Listing, State};
 
-use super::{BREAKER_HONEST, CATALOG_AGE, CATALOG_SINGLE_FLIGHT, SLOT_CONSERVATION, SLOT_LIMIT};
+use super::{
+    BREAKER_HONEST, CATALOG_AGE, CATALOG_ISOLATION, CATALOG_SINGLE_FLIGHT, SLOT_CONSERVATION, SLOT_LIMIT,
+};
 
 const SECOND: u64 = 1_000_000_000;
+
+/// Nobody asks again for this long after an error.
+const ERROR_QUIET: u64 = 30 * SECOND;
 
 /// A listing is never served at this age or beyond.
 pub(super) const EXPIRY: u64 = 600 * SECOND;
@@ -71,6 +76,7 @@ fn inference_opened(state: &mut State, plan: &Plan, now: u64, id: usize, model: 
         state.break_promise(now, promise, why);
     }
     overloaded_without_need(state, plan, now, id, model, running);
+    errors_expire(state, plan, now, id);
 
     let watch = &mut state.instances[instance].breakers[endpoint];
     let open = watch.health == Health::Open && now < watch.open_until_at_least;
@@ -152,6 +158,31 @@ fn overloaded_without_need(
             "call {id} is number {running_now} at endpoint {endpoint} though endpoint {free} has a free slot (limit {limit})"
         );
         state.break_promise(now, SLOT_LIMIT, why);
+    }
+}
+
+/// An error about what is loaded is asked about again, behind the next request after its quiet time.
+fn errors_expire(state: &mut State, plan: &Plan, now: u64, id: usize) {
+    let (instance, endpoint) = (state.calls[id].instance, state.calls[id].endpoint);
+    let Some(asked) = state.calls[id].client.map(|client| state.clients[client].began) else { return };
+    let of = &mut state.instances[instance];
+    let is_its = |l: &&Listing| l.endpoint == endpoint && l.path == "/api/ps";
+    let failed = of.listings.iter().rev().find(is_its).filter(|l| l.held.is_none()).and_then(|l| l.ended);
+    let (Speaks::Ollama, Some(failed)) = (plan.endpoints[endpoint].speaks, failed) else { return };
+    // A request that has waited may have looked before that.
+    if asked < failed + ERROR_QUIET {
+        return;
+    }
+    match of.doubtful[endpoint].filter(|since| *since > failed) {
+        None => of.doubtful[endpoint] = Some(now),
+        Some(since) if now > since + SECOND => {
+            let why = format!(
+                "instance {instance} still believes endpoint {endpoint}'s error of {} s ago and does not ask again",
+                (now - failed) / SECOND
+            );
+            state.break_promise(now, CATALOG_ISOLATION, why);
+        }
+        Some(_) => {}
     }
 }
 

@@ -35,9 +35,10 @@ fn check(state: &mut State, plan: &Plan, now: u64, instance: usize, router: &Rou
     let usage = router.usage().snapshot();
     let slots = &usage.slots;
     number_endpoints(state, plan, instance, slots)?;
+    // What the world outside sees says more than a sum that is wrong.
+    in_flight(state, plan, instance, slots)?;
     limits(state, instance, slots)?;
     collected(state, plan, now, instance, slots)?;
-    in_flight(state, plan, instance, slots)?;
     breakers(state, plan, now, instance, slots)?;
 
     let of = &mut state.instances[instance];
