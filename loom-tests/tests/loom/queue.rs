@@ -141,10 +141,9 @@ fn first_goes_elsewhere() {
     either[0].loaded = false;
     let mut first = ticket(slots.reserve(either, at(2), 0));
     let mut second = ticket(slots.reserve(on(&ids[..1]), at(2), 0));
-    let waiter = thread::spawn(move || block_on(first.granted()));
-    let release = thread::spawn(move || held.settle(Verdict::Sound, at(20)));
-    let got = (block_on(second.granted()), waiter.join().unwrap());
-    release.join().unwrap();
+    let waiter = thread::spawn(move || block_on(second.granted()));
+    held.settle(Verdict::Sound, at(20));
+    let got = (block_on(first.granted()), waiter.join().unwrap());
     check(invariants::slots(&slots.snapshot(), &LIMITS));
     drop(got);
     check(invariants::idle(&slots.snapshot()));
