@@ -19,7 +19,7 @@ use crate::seeds::Seeds;
 use crate::shrink;
 use crate::streams::Seed;
 use crate::timeline;
-use crate::zoo::{self, Status, Zoo};
+use crate::zoo::{self, Detector, Status, Zoo};
 
 #[derive(Parser)]
 #[command(
@@ -103,6 +103,9 @@ enum Command {
     Zoo {
         /// All of them, unless some are named.
         ids: Vec<String>,
+        /// Only by this detector: sim, loom or shuttle.
+        #[arg(long)]
+        by: Option<String>,
         /// Only this many of those the simulator looks for; which, is decided by `--turn`.
         #[arg(long)]
         part: Option<usize>,
@@ -183,11 +186,11 @@ pub(crate) fn run() -> ExitCode {
             }
         }
         Command::Corpus { file, trace } => kept(file, trace),
-        Command::Zoo { ids, part, turn, json, scratch, cargo } => {
+        Command::Zoo { ids, by, part, turn, json, scratch, cargo } => {
             let scratch = scratch.unwrap_or_else(|| temp_dir().join("pointsman-zoo"));
             let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
             let part = part.map(|count| (Seed::from_text(&turn).0, count));
-            visit(&Zoo { root, scratch, cargo }, &ids, part, json)
+            visit(&Zoo { root, scratch, cargo }, &ids, by.as_deref(), part, json)
         }
         Command::Hashes { seeds, canary } => {
             let mut text = String::new();
@@ -265,7 +268,13 @@ fn kept(file: Option<PathBuf>, trace: bool) -> (String, bool) {
 }
 
 /// The whole zoo and single entries are kept as results; a part of it, which a gate looks at, is not.
-fn visit(zoo: &Zoo, ids: &[String], part: Option<(u64, usize)>, json: bool) -> (String, bool) {
+fn visit(
+    zoo: &Zoo,
+    ids: &[String],
+    by: Option<&str>,
+    part: Option<(u64, usize)>,
+    json: bool,
+) -> (String, bool) {
     let mut patches = match zoo.patches() {
         Ok(patches) => patches,
         Err(error) => return (format!("the zoo cannot be read: {error}\n"), false),
@@ -286,7 +295,10 @@ fn visit(zoo: &Zoo, ids: &[String], part: Option<(u64, usize)>, json: bool) -> (
             tell(&format!("{id:<34} {detector:<36} {:<14} median {median} p95 {p95}\n", status.name()));
         }
     };
-    let visited = zoo.visit(&patches, told).and_then(|entries| {
+    // The gate runs loom and shuttle as a whole anyway.
+    let by = if part.is_some() { Some("sim") } else { by };
+    let wanted = |detector: &Detector| by.is_none_or(|by| detector.to_string().starts_with(by));
+    let visited = zoo.visit(&patches, wanted, told).and_then(|entries| {
         if part.is_none() {
             zoo.keep(&entries)?;
         }

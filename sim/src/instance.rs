@@ -59,6 +59,7 @@ impl Instance {
             numbers: Vec::new(),
             breakers: vec![BreakerWatch::new(); plan.endpoints.len()],
             watched: (0, 0, 0, 0),
+            newest: (0, 0, 0, 0),
             flush_failed: false,
             minutes: BTreeSet::new(),
             granted_since: None,
@@ -111,6 +112,7 @@ pub(crate) fn start(world: &Arc<World>, index: usize) {
         of.numbers.clear();
         of.breakers.fill(BreakerWatch::new());
         of.watched = (0, 0, 0, 0);
+        of.newest = (0, 0, 0, 0);
         of.flush_failed = false;
         of.minutes.clear();
         of.granted_since = None;

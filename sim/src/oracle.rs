@@ -18,7 +18,7 @@ mod counts;
 pub(crate) use answers::{ended, failed, got};
 pub(crate) use books::{after_crash, after_stop};
 pub(crate) use calls::{Closed, call_closed, call_opened, call_took};
-pub(crate) use counts::{after_step, at_rest};
+pub(crate) use counts::{after_step, at_rest, published};
 
 pub(crate) const ADMITTED_ADDS_UP: &str = "admitted-adds-up";
 pub(crate) const ANSWER_ENDS: &str = "answer-ends";

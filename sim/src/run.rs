@@ -69,7 +69,7 @@ pub(crate) fn run(plan: &Plan, keep_lines: bool) -> Outcome {
 struct Run {
     world: Arc<World>,
     executor: Executor,
-    /// The end is to come at this time.
+    /// Instances that stand still.
     paused: Vec<usize>,
 }
 
@@ -128,7 +128,7 @@ impl Run {
             }
             match self.executor.step(time) {
                 Step::Idle => return done(&self.world),
-                Step::Advanced => {}
+                Step::Advanced => oracle::published(&self.world, &self.paused),
                 Step::Ran(task, domain) => self.after(task, domain),
             }
         }

@@ -66,6 +66,7 @@ pub(crate) fn shrink(plan: &Plan) -> Option<Shrunk> {
         );
         shrunk.fewer_instances(until);
         shrunk.fewer_endpoints(until);
+        shrunk.fewer_models(until);
         shrunk.simplify(until);
         if shrunk.events >= before || Instant::now() >= until {
             shrunk.seconds = began.elapsed().as_secs_f64();
@@ -156,11 +157,28 @@ impl Shrunk {
         }
     }
 
+    /// Takes models out of endpoints: whoever is there when everything heals asks for each of them.
+    fn fewer_models(&mut self, until: Instant) {
+        for endpoint in 0..self.plan.endpoints.len() {
+            for model in 0..self.plan.endpoints[endpoint].models.len() {
+                let mut plan = self.plan.clone();
+                plan.endpoints[endpoint].models[model] = (false, false);
+                if Instant::now() >= until {
+                    return;
+                }
+                if plan != self.plan {
+                    self.keep(plan);
+                }
+            }
+        }
+    }
+
     /// Plainer clients, and an earlier end of the faults.
     fn simplify(&mut self, until: Instant) {
         for at in 0..self.plan.requests.len() {
             for simpler in [
                 |plan: &mut Plan, at: usize| plan.requests[at].tokens = 1,
+                |plan: &mut Plan, at: usize| plan.requests[at].stream = false,
                 |plan: &mut Plan, at: usize| plan.requests[at].rests_us = 0,
                 |plan: &mut Plan, at: usize| plan.requests[at].leaves_after_us = None,
                 |plan: &mut Plan, at: usize| plan.requests[at].leaves_after_chunks = None,

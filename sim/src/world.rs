@@ -156,6 +156,8 @@ pub(crate) struct Instance {
     pub(crate) breakers: Vec<BreakerWatch>,
     /// The last snapshot the watcher saw: admitted, finished, queued, tokens.
     pub(crate) watched: (u64, u64, u64, u64),
+    /// What was so at the end of its last step.
+    pub(crate) newest: (u64, u64, u64, u64),
     /// A write to the store failed since the last flush that worked.
     pub(crate) flush_failed: bool,
     /// Minutes of the rows recorded since the last flush.

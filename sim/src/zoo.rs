@@ -190,10 +190,11 @@ impl Zoo {
         Ok(patches)
     }
 
-    /// Lets every declared detector look for every one of these bugs; `told` hears of each as it is done.
+    /// Lets the declared detectors that are `wanted` look for these bugs; `told` hears of each as it is done.
     pub(crate) fn visit(
         &self,
         patches: &[PathBuf],
+        wanted: impl Fn(&Detector) -> bool,
         mut told: impl FnMut(&Entry),
     ) -> Result<Vec<Entry>, String> {
         let (mut all, mut races) = (Vec::new(), Vec::new());
@@ -201,7 +202,7 @@ impl Zoo {
             let read = fs::read_to_string(path).map_err(|error| error.to_string());
             let header =
                 read.and_then(|text| header(&text)).map_err(|why| format!("{}: {why}", path.display()))?;
-            for detector in &header.detectors {
+            for detector in header.detectors.iter().filter(|detector| wanted(detector)) {
                 let entry = Entry::new(&header, detector);
                 if *detector != Detector::Sim {
                     races.push(entry);

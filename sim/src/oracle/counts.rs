@@ -25,6 +25,22 @@ pub(crate) fn after_step(world: &World, instance: usize) {
     }
 }
 
+/// Checks, when everybody who could do something has done it, that who follows the snapshots has seen the
+/// newest. A paused instance is behind for as long as it is paused.
+pub(crate) fn published(world: &World, paused: &[usize]) {
+    let mut state = world.state.lock();
+    for instance in (0..state.instances.len()).filter(|instance| !paused.contains(instance)) {
+        let of = &state.instances[instance];
+        if of.router.is_some() && of.watched != of.newest {
+            let why = format!(
+                "the last snapshot of instance {instance} that was published is {:?}, now it is {:?}",
+                of.watched, of.newest
+            );
+            state.break_promise(world.now(), SNAPSHOT_WHOLE, why);
+        }
+    }
+}
+
 type Judged = Result<(), (&'static str, String)>;
 
 fn named(broken: Broken) -> (&'static str, String) {
@@ -33,6 +49,7 @@ fn named(broken: Broken) -> (&'static str, String) {
 
 fn check(state: &mut State, plan: &Plan, now: u64, instance: usize, router: &Router) -> Judged {
     let usage = router.usage().snapshot();
+    state.instances[instance].newest = crate::instance::summary(&usage);
     let slots = &usage.slots;
     number_endpoints(state, plan, instance, slots)?;
     // What the world outside sees says more than a sum that is wrong.
