@@ -171,6 +171,10 @@ impl Shrunk {
         for endpoint in 0..self.plan.endpoints.len() {
             for model in 0..self.plan.endpoints[endpoint].models.len() {
                 let mut plan = self.plan.clone();
+                // Who asks for a model that is nowhere is rightly told so: that would be another world.
+                if plan.requests.iter().any(|request| request.model == model) {
+                    continue;
+                }
                 plan.endpoints[endpoint].models[model] = (false, false);
                 if Instant::now() >= until {
                     return;
