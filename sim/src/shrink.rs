@@ -13,14 +13,15 @@
 use core::time::Duration;
 use std::time::Instant;
 
-use crate::plan::{EndpointPlan, Plan};
+use crate::plan::{Call, Plan};
 use crate::run;
 
 /// Shrinking ends after this time with what it has.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// So many seeds are tried for each smaller plan.
-const LUCK: u64 = 8;
+/// So many seeds are tried for each smaller plan: few while there is much to take out, more each time
+/// nothing smaller was found.
+const LUCK: [u64; 3] = [8, 64, 512];
 
 /// What shrinking came to.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(crate) struct Shrunk {
     /// Plans that were lived through.
     pub(crate) tried: u64,
     pub(crate) seconds: f64,
+    /// Seeds tried for each smaller plan, for now.
+    luck: u64,
 }
 
 /// Shrinks a plan that breaks a promise; `None` if it breaks none.
@@ -47,43 +50,51 @@ pub(crate) fn shrink(plan: &Plan) -> Option<Shrunk> {
         events: first.events,
         tried: 1,
         seconds: 0.0,
+        luck: 0,
     };
     let began = Instant::now();
     let until = began + PATIENCE;
-    loop {
-        let before = shrunk.events;
-        shrunk.take_out(
+    for luck in LUCK {
+        shrunk.luck = luck;
+        while Instant::now() < until && shrunk.round(until) {}
+    }
+    shrunk.seconds = began.elapsed().as_secs_f64();
+    Some(shrunk)
+}
+
+impl Shrunk {
+    /// Tries everything once; tells whether the world has become smaller.
+    fn round(&mut self, until: Instant) -> bool {
+        let before = self.events;
+        self.take_out(
             until,
             |plan| plan.requests.len(),
             |plan, from, to| drop(plan.requests.drain(from..to)),
         );
-        shrunk.take_out(
+        self.take_out(
             until,
             |plan| plan.actions.len(),
             |plan, from, to| drop(plan.actions.drain(from..to)),
         );
-        shrunk.take_out(
+        self.take_out(
             until,
             |plan| plan.faults.0.len(),
             |plan, from, to| drop(plan.faults.0.drain(from..to)),
         );
-        shrunk.fewer_instances(until);
-        shrunk.fewer_endpoints(until);
-        shrunk.fewer_models(until);
-        shrunk.quicker_endpoints(until);
-        shrunk.simplify(until);
-        if shrunk.events >= before || Instant::now() >= until {
-            shrunk.seconds = began.elapsed().as_secs_f64();
-            return Some(shrunk);
-        }
+        self.fewer_instances(until);
+        self.fewer_endpoints(until);
+        self.fewer_models(until);
+        self.each(until, |plan| plan.endpoints.len(), PLAINER_ENDPOINTS);
+        self.each(until, |plan| plan.requests.len(), PLAINER_REQUESTS);
+        self.each(until, |plan| plan.faults.0.len(), &[|plan, at| plan.faults.0[at].1 = 1_000]);
+        self.each(until, |_| 1, PLAINER_WORLDS);
+        self.events < before
     }
-}
 
-impl Shrunk {
     /// Keeps `plan` if it breaks the same promise with no more events, by its own seed or by one of the
     /// next: with a part less in it, the same seed often schedules the rest past the bug.
     fn keep(&mut self, plan: Plan) -> bool {
-        (0..LUCK).any(|more| self.keep_as_it_is(Plan { seed: plan.seed.wrapping_add(more), ..plan.clone() }))
+        (0..self.luck).any(|more| self.keep_as_it_is(Plan { seed: plan.seed.wrapping_add(more), ..plan.clone() }))
     }
 
     fn keep_as_it_is(&mut self, plan: Plan) -> bool {
@@ -186,17 +197,12 @@ impl Shrunk {
         }
     }
 
-    /// Endpoints that take no time.
-    fn quicker_endpoints(&mut self, until: Instant) {
-        for at in 0..self.plan.endpoints.len() {
-            for quicker in [
-                |endpoint: &mut EndpointPlan| endpoint.listing_ms = (0, 0),
-                |endpoint: &mut EndpointPlan| endpoint.first_token_ms = (0, 0),
-                |endpoint: &mut EndpointPlan| endpoint.gap_ms = (0, 0),
-                |endpoint: &mut EndpointPlan| endpoint.load_ms = 0,
-            ] {
+    /// Tries each change at each of `len` places.
+    fn each(&mut self, until: Instant, len: fn(&Plan) -> usize, changes: &[Change]) {
+        for at in 0..len(&self.plan) {
+            for change in changes {
                 let mut plan = self.plan.clone();
-                quicker(&mut plan.endpoints[at]);
+                change(&mut plan, at);
                 if Instant::now() >= until {
                     return;
                 }
@@ -204,35 +210,52 @@ impl Shrunk {
                     self.keep(plan);
                 }
             }
-        }
-    }
-
-    /// Plainer clients, and an earlier end of the faults.
-    fn simplify(&mut self, until: Instant) {
-        for at in 0..self.plan.requests.len() {
-            for simpler in [
-                |plan: &mut Plan, at: usize| plan.requests[at].tokens = 1,
-                |plan: &mut Plan, at: usize| plan.requests[at].stream = false,
-                |plan: &mut Plan, at: usize| plan.requests[at].rests_us = 0,
-                |plan: &mut Plan, at: usize| plan.requests[at].leaves_after_us = None,
-                |plan: &mut Plan, at: usize| plan.requests[at].leaves_after_chunks = None,
-            ] {
-                let mut plan = self.plan.clone();
-                simpler(&mut plan, at);
-                if Instant::now() >= until {
-                    return;
-                }
-                if plan != self.plan {
-                    self.keep(plan);
-                }
-            }
-        }
-        let requests = self.plan.requests.iter().map(|request| request.at_us);
-        let last = requests.chain(self.plan.actions.iter().map(|action| action.at_us)).max().unwrap_or(0);
-        let mut shorter = self.plan.clone();
-        shorter.duration_ms = last / 1_000 + 1;
-        if shorter.duration_ms < self.plan.duration_ms {
-            self.keep(shorter);
         }
     }
 }
+
+/// Makes one part of a plan plainer: the one with this number.
+type Change = fn(&mut Plan, usize);
+
+/// Endpoints that take no time.
+const PLAINER_ENDPOINTS: &[Change] = &[
+    |plan, at| plan.endpoints[at].listing_ms = (0, 0),
+    |plan, at| plan.endpoints[at].first_token_ms = (0, 0),
+    |plan, at| plan.endpoints[at].gap_ms = (0, 0),
+    |plan, at| plan.endpoints[at].load_ms = 0,
+];
+
+/// Clients that want less, and wait for nothing.
+const PLAINER_REQUESTS: &[Change] = &[
+    |plan, at| plan.requests[at].tokens = 1,
+    |plan, at| plan.requests[at].tokens = plan.requests[at].tokens.div_ceil(2),
+    |plan, at| plan.requests[at].stream = false,
+    |plan, at| plan.requests[at].call = Call::OpenAiEmbedding,
+    |plan, at| plan.requests[at].rests_us = 0,
+    |plan, at| plan.requests[at].leaves_after_us = None,
+    |plan, at| plan.requests[at].leaves_after_chunks = None,
+    |plan, at| plan.requests[at].leaves_after_us = plan.requests[at].leaves_after_us.map(|after| after / 2),
+];
+
+/// Worlds in which less goes on by itself, and that end sooner.
+const PLAINER_WORLDS: &[Change] = &[
+    |plan, _| plan.settings.queue = false,
+    |plan, _| plan.settings.attempts_max = 1,
+    |plan, _| plan.settings.flush_interval_ms = 60_000,
+    |plan, _| plan.settings.breaker_failures = 1,
+    |plan, _| {
+        let times = plan.requests.iter().map(|request| request.at_us);
+        let first = times.chain(plan.actions.iter().map(|action| action.at_us)).min().unwrap_or(0);
+        plan.requests.iter_mut().for_each(|request| request.at_us -= first);
+        plan.actions.iter_mut().for_each(|action| action.at_us -= first);
+    },
+    |plan, _| {
+        plan.requests.iter_mut().for_each(|request| request.at_us /= 2);
+        plan.actions.iter_mut().for_each(|action| action.at_us /= 2);
+    },
+    |plan, _| {
+        let times = plan.requests.iter().map(|request| request.at_us);
+        let last = times.chain(plan.actions.iter().map(|action| action.at_us)).max().unwrap_or(0);
+        plan.duration_ms = plan.duration_ms.min(last / 1_000 + 1);
+    },
+];

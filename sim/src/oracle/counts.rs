@@ -28,16 +28,19 @@ pub(crate) fn after_step(world: &World, instance: usize) {
 /// Checks, when everybody who could do something has done it, that who follows the snapshots has seen the
 /// newest. A paused instance is behind for as long as it is paused.
 pub(crate) fn published(world: &World, paused: &[usize]) {
+    let count = world.state.lock().instances.len();
+    (0..count).filter(|instance| !paused.contains(instance)).for_each(|instance| newest_seen(world, instance));
+}
+
+fn newest_seen(world: &World, instance: usize) {
     let mut state = world.state.lock();
-    for instance in (0..state.instances.len()).filter(|instance| !paused.contains(instance)) {
-        let of = &state.instances[instance];
-        if of.router.is_some() && of.watched != of.newest {
-            let why = format!(
-                "the last snapshot of instance {instance} that was published is {:?}, now it is {:?}",
-                of.watched, of.newest
-            );
-            state.break_promise(world.now(), SNAPSHOT_WHOLE, why);
-        }
+    let of = &state.instances[instance];
+    if of.router.is_some() && of.watched != of.newest {
+        let why = format!(
+            "the last snapshot of instance {instance} that was published is {:?}, now it is {:?}",
+            of.watched, of.newest
+        );
+        state.break_promise(world.now(), SNAPSHOT_WHOLE, why);
     }
 }
 
@@ -283,17 +286,11 @@ pub(crate) fn at_rest(world: &World, instance: usize) {
         let (promise, why) = named(broken);
         state.break_promise(now, promise, format!("instance {instance} at rest: {why}"));
     }
-    let last = crate::instance::summary(&usage);
     let waiting = router.usage().ledger().balance().waiting.total();
     if waiting > 0 {
         let why = format!("{waiting} tokens of instance {instance} still wait to be stored at rest");
         state.break_promise(now, TOKEN_CONSERVATION, why);
     }
-    let watched = state.instances[instance].watched;
-    if watched != last {
-        let why = format!(
-            "the last snapshot of instance {instance} that was published is {watched:?}, now it is {last:?}"
-        );
-        state.break_promise(now, SNAPSHOT_WHOLE, why);
-    }
+    drop(state);
+    newest_seen(world, instance);
 }
