@@ -71,11 +71,7 @@ impl Shrunk {
             |plan| plan.requests.len(),
             |plan, from, to| drop(plan.requests.drain(from..to)),
         );
-        self.take_out(
-            until,
-            |plan| plan.actions.len(),
-            |plan, from, to| drop(plan.actions.drain(from..to)),
-        );
+        self.take_out(until, |plan| plan.actions.len(), |plan, from, to| drop(plan.actions.drain(from..to)));
         self.take_out(
             until,
             |plan| plan.faults.0.len(),
@@ -94,7 +90,8 @@ impl Shrunk {
     /// Keeps `plan` if it breaks the same promise with no more events, by its own seed or by one of the
     /// next: with a part less in it, the same seed often schedules the rest past the bug.
     fn keep(&mut self, plan: Plan) -> bool {
-        (0..self.luck).any(|more| self.keep_as_it_is(Plan { seed: plan.seed.wrapping_add(more), ..plan.clone() }))
+        (0..self.luck)
+            .any(|more| self.keep_as_it_is(Plan { seed: plan.seed.wrapping_add(more), ..plan.clone() }))
     }
 
     fn keep_as_it_is(&mut self, plan: Plan) -> bool {

@@ -29,7 +29,9 @@ pub(crate) fn after_step(world: &World, instance: usize) {
 /// newest. A paused instance is behind for as long as it is paused.
 pub(crate) fn published(world: &World, paused: &[usize]) {
     let count = world.state.lock().instances.len();
-    (0..count).filter(|instance| !paused.contains(instance)).for_each(|instance| newest_seen(world, instance));
+    (0..count)
+        .filter(|instance| !paused.contains(instance))
+        .for_each(|instance| newest_seen(world, instance));
 }
 
 fn newest_seen(world: &World, instance: usize) {
