@@ -18,6 +18,7 @@ mod complaint;
 mod document;
 mod endpoint;
 mod key;
+mod network;
 mod secret;
 
 use core::time::Duration;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 
 pub use self::complaint::{ConfigError, Place, Warning};
 pub use self::endpoint::{ENDPOINT_DEFAULT, ENDPOINTS_MAX, EndpointConfig};
+pub use self::network::Network;
 pub use self::secret::Secret;
 
 use self::document::{Node, Value};
@@ -87,6 +89,44 @@ pub struct Config {
     /// `wedged_after_secs`: an endpoint whose slots are held while no byte moved for so long is
     /// taken out, whatever its listing says. Default 300 s.
     pub wedged_after: Duration,
+    /// `event_log`: whether events are logged, and what that promises. Default group.
+    pub event_log: EventLogMode,
+    /// `event_log_max_events`: more are trimmed, the oldest first. Default 1,000,000.
+    pub event_log_max_events: u64,
+    /// `event_log_max_age_secs`: older ones are trimmed. Default 604,800 s, a week.
+    pub event_log_max_age: Duration,
+    /// `event_ring`: so many of the newest events are held in memory, for subscribers who are nearly up
+    /// to date. Default 16,384; read at start only.
+    pub event_ring: usize,
+    /// `subscribers_max`: so many may be connected at a time, over all addresses. Default 10,000.
+    pub subscribers_max: usize,
+    /// `per_ip_connections`: so many subscribers may be connected from one address (IPv6: one /64 network);
+    /// 0 is no limit. Default 1,000.
+    pub per_ip_connections: usize,
+    /// `per_ip_limit`: events per second delivered to all subscribers at one address (IPv6: one /64
+    /// network) together; 0 is no limit. Default 5,000.
+    pub per_ip_limit: u32,
+    /// `trusted_proxies`: addresses and networks whose `x-forwarded-for` names the client. Default none.
+    pub trusted_proxies: Vec<Network>,
+    /// `subscriber_stall_secs`: a subscriber that takes not a byte for so long is cut off, and told so once
+    /// it reads again. Default 30 s.
+    pub subscriber_stall: Duration,
+    /// `subscriber_min_rate`: a subscriber whose lag grows while it takes fewer events per second than
+    /// this is cut off. Default 10.
+    pub subscriber_min_rate: u32,
+}
+
+/// Whether events are logged, and when they can be seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EventLogMode {
+    /// Events become durable in groups, as many at a time as came while the disk was busy, and are seen
+    /// once they are: what was seen survives any crash.
+    #[default]
+    Group,
+    /// The same, one by one: more writes, and no event waits for another's.
+    Each,
+    /// There is no log.
+    Off,
 }
 
 /// The response cache's settings: read and checked, not used yet.
@@ -143,6 +183,16 @@ impl Default for Config {
             breaker_failures: 3,
             breaker_open: Duration::from_secs(10),
             wedged_after: Duration::from_secs(300),
+            event_log: EventLogMode::Group,
+            event_log_max_events: 1_000_000,
+            event_log_max_age: Duration::from_secs(7 * 86_400),
+            event_ring: 16_384,
+            subscribers_max: 10_000,
+            per_ip_connections: 1_000,
+            per_ip_limit: 5_000,
+            trusted_proxies: Vec::new(),
+            subscriber_stall: Duration::from_secs(30),
+            subscriber_min_rate: 10,
         }
     }
 }

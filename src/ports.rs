@@ -14,6 +14,7 @@ use http::{HeaderMap, Method, StatusCode};
 use thiserror::Error;
 
 use crate::core::time::{Instant, Timestamp};
+pub use crate::core::timeline::{Bounds, Seq};
 
 /// A boxed future that can move between threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -121,20 +122,8 @@ pub enum UpstreamError {
     Protocol(String),
 }
 
-/// A position in the log; the first record ever appended has number 1.
-pub type Seq = u64;
-
 /// A version of one key's value. Never used twice for the same key, across deletions and restarts too.
 pub type Revision = u64;
-
-/// What the log holds: records `floor..=tip`. An empty log has `floor == tip + 1`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
-    /// The oldest record still there.
-    pub floor: Seq,
-    /// The newest record, 0 before the first.
-    pub tip: Seq,
-}
 
 /// One value of the key-value map.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -121,7 +121,7 @@ impl Settings {
             "endpoints: [{}]\nllama_server_endpoints: [{}]\nmax_concurrent_connections: {}\nqueue: {}\n\
              queue_max: {}\nqueue_timeout_secs: {}\nattempts_max: {}\nfirst_byte_timeout_secs: {}\n\
              idle_timeout_secs: {}\nlisting_timeout_secs: {}\nflush_interval_secs: {}\nbreaker_failures: {}\n\
-             breaker_open_secs: {}\nwedged_after_secs: {}\ndrain_grace_secs: {}\n",
+             breaker_open_secs: {}\nwedged_after_secs: {}\ndrain_grace_secs: {}\nevent_log: off\n",
             list(false),
             list(true),
             self.limit,

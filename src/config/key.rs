@@ -11,7 +11,7 @@ use super::complaint::Place;
 use super::document::{Node, Value};
 use super::endpoint::{Listed, ListedKey};
 use super::secret::Secret;
-use super::{CacheBackend, Config};
+use super::{CacheBackend, Config, EventLogMode, Network};
 
 /// What is read before endpoints are made of it.
 #[derive(Default)]
@@ -168,6 +168,38 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("wedged_after_secs", SECONDS, |draft, node| {
         set(&mut draft.config.wedged_after, node.seconds()?)
     }),
+    Key::new("event_log", "group, each or off", |draft, node| {
+        let modes =
+            [("group", EventLogMode::Group), ("each", EventLogMode::Each), ("off", EventLogMode::Off)];
+        set(&mut draft.config.event_log, node.one_of(&modes)?)
+    }),
+    Key::new("event_log_max_events", "a whole number from 1000 to 1000000000", |draft, node| {
+        set(&mut draft.config.event_log_max_events, node.whole(1_000..=1_000_000_000)?)
+    }),
+    Key::new("event_log_max_age_secs", SECONDS, |draft, node| {
+        set(&mut draft.config.event_log_max_age, node.seconds()?)
+    }),
+    Key::new("event_ring", "a whole number from 16 to 1000000", |draft, node| {
+        set(&mut draft.config.event_ring, node.whole(16..=1_000_000)? as usize)
+    }),
+    Key::new("subscribers_max", "a whole number from 0 to 1000000", |draft, node| {
+        set(&mut draft.config.subscribers_max, node.whole(0..=1_000_000)? as usize)
+    }),
+    Key::new("per_ip_connections", "a whole number from 0 to 1000000", |draft, node| {
+        set(&mut draft.config.per_ip_connections, node.whole(0..=1_000_000)? as usize)
+    }),
+    Key::new("per_ip_limit", "a whole number from 0 to 1000000", |draft, node| {
+        set(&mut draft.config.per_ip_limit, node.whole(0..=1_000_000)? as u32)
+    }),
+    Key::new("trusted_proxies", "a list of addresses or networks like 10.0.0.0/8", |draft, node| {
+        set(&mut draft.config.trusted_proxies, node.networks()?)
+    }),
+    Key::new("subscriber_stall_secs", SECONDS, |draft, node| {
+        set(&mut draft.config.subscriber_stall, node.seconds()?)
+    }),
+    Key::new("subscriber_min_rate", "a whole number from 0 to 1000000", |draft, node| {
+        set(&mut draft.config.subscriber_min_rate, node.whole(0..=1_000_000)? as u32)
+    }),
 ];
 
 /// A key's spelling in the table.
@@ -304,6 +336,11 @@ impl Node {
             }
             Value::Null | Value::Map(_) => Err(self),
         }
+    }
+
+    /// The same, of networks.
+    fn networks(&self) -> Result<Vec<Network>, &Node> {
+        self.urls()?.iter().map(|listed| Network::parse(&listed.url).ok_or(self)).collect()
     }
 
     fn api_keys<'n>(&'n self, draft: &mut Draft) -> Taken<'n> {

@@ -295,6 +295,56 @@ fn cases() -> Vec<Case> {
         seconds("flush_interval_secs", |c| format!("{:?}", c.flush_interval)),
         seconds("breaker_open_secs", |c| format!("{:?}", c.breaker_open)),
         seconds("wedged_after_secs", |c| format!("{:?}", c.wedged_after)),
+        Case {
+            key: "event_log",
+            good: &[("group", "Group"), ("EACH", "Each"), ("'off'", "Off")],
+            bad: &["always", "[]", "''"],
+            show: |c| format!("{:?}", c.event_log),
+        },
+        Case {
+            key: "event_log_max_events",
+            good: &[("1000", "1000"), ("5000000", "5000000")],
+            bad: &["0", "999", "x"],
+            show: |c| c.event_log_max_events.to_string(),
+        },
+        Case {
+            key: "event_ring",
+            good: &[("16", "16"), ("1000", "1000")],
+            bad: &["0", "15", "x"],
+            show: |c| c.event_ring.to_string(),
+        },
+        Case {
+            key: "subscribers_max",
+            good: &[("0", "0"), ("5", "5")],
+            bad: BAD_COUNT,
+            show: |c| c.subscribers_max.to_string(),
+        },
+        Case {
+            key: "per_ip_connections",
+            good: &[("0", "0"), ("5", "5")],
+            bad: BAD_COUNT,
+            show: |c| c.per_ip_connections.to_string(),
+        },
+        Case {
+            key: "per_ip_limit",
+            good: &[("0", "0"), ("5", "5")],
+            bad: BAD_COUNT,
+            show: |c| c.per_ip_limit.to_string(),
+        },
+        Case {
+            key: "subscriber_min_rate",
+            good: &[("0", "0"), ("5", "5")],
+            bad: BAD_COUNT,
+            show: |c| c.subscriber_min_rate.to_string(),
+        },
+        Case {
+            key: "trusted_proxies",
+            good: &[("'127.0.0.1, 10.0.0.0/8'", "2"), ("['::1']", "1")],
+            bad: &["localhost", "10.0.0.0/40", "{a: b}"],
+            show: |c| c.trusted_proxies.len().to_string(),
+        },
+        seconds("event_log_max_age_secs", |c| format!("{:?}", c.event_log_max_age)),
+        seconds("subscriber_stall_secs", |c| format!("{:?}", c.subscriber_stall)),
     ]
 }
 

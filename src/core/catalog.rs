@@ -211,9 +211,10 @@ pub struct Refresh<T> {
 }
 
 impl<T> Refresh<T> {
-    /// Stores the result at `now`, unless an invalidation came after this permit was given.
-    pub fn settle(mut self, now: Instant, result: Result<T, Arc<str>>) {
-        self.land(Some((now, result)));
+    /// Stores the result at `now`, unless an invalidation came after this permit was given. If it is a
+    /// new value, it is returned with the one before.
+    pub fn settle(mut self, now: Instant, result: Result<T, Arc<str>>) -> Option<(Option<Arc<T>>, Arc<T>)> {
+        self.land(Some((now, result)))
     }
 
     /// Completes once an invalidation has made this fetch pointless: drop it then.
@@ -229,16 +230,19 @@ impl<T> Refresh<T> {
         }
     }
 
-    fn land(&mut self, result: Option<(Instant, Result<T, Arc<str>>)>) {
+    fn land(&mut self, result: Option<(Instant, Result<T, Arc<str>>)>) -> Option<(Option<Arc<T>>, Arc<T>)> {
         self.landed = true;
+        let mut renewed = None;
         {
             let mut state = self.cell.inner.state.lock();
             state.flight = None;
             if state.generation == self.generation {
                 match result {
                     Some((_, Ok(value))) => {
-                        state.value = Some((Arc::new(value), self.began));
+                        let value = Arc::new(value);
+                        let before = state.value.replace((Arc::clone(&value), self.began));
                         state.error = None;
+                        renewed = Some((before.map(|(value, _)| value), value));
                     }
                     Some((now, Err(reason))) => state.error = Some((reason, now)),
                     None => {}
@@ -246,6 +250,7 @@ impl<T> Refresh<T> {
             }
         }
         self.cell.inner.changed.notify();
+        renewed
     }
 }
 

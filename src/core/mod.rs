@@ -13,6 +13,7 @@ pub mod signal;
 pub mod slots;
 pub mod sync;
 pub mod time;
+pub mod timeline;
 pub mod usage;
 
 #[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]

@@ -96,6 +96,8 @@ struct State {
     rechecked: Option<Instant>,
     /// Reused by each choice.
     standings: Vec<Standing>,
+    /// Notified when a breaker has opened or closed.
+    turned: Signal,
 }
 
 #[derive(Debug)]
@@ -137,6 +139,7 @@ impl Slots {
             now: Instant::ORIGIN,
             rechecked: None,
             standings: Vec::new(),
+            turned: Signal::new(),
         };
         Slots { state: Lock::new(Rank::Slots, state), changed: Signal::new() }
     }
@@ -204,6 +207,11 @@ impl Slots {
     /// A future for the next change of a count. Make it before taking a snapshot.
     pub fn changed(&self) -> Listener {
         self.changed.listen()
+    }
+
+    /// A future for the next time a breaker opens or closes. Make it before taking a snapshot.
+    pub fn turned(&self) -> Listener {
+        self.state.lock().turned.listen()
     }
 
     /// Every count at one moment. Under the lock it copies one pointer per endpoint.
@@ -365,7 +373,9 @@ impl State {
             // The first may be better off elsewhere: the slot just freed is then for the next.
             core::iter::from_fn(|| self.serve_first(id, model)).collect()
         } else {
-            self.serve_queue()
+            let mut woken = self.serve_queue();
+            woken.push(self.turned.clone());
+            woken
         }
     }
 
@@ -457,7 +467,8 @@ impl Slot {
         let pass = state.endpoints[self.endpoint.index()].breaker.first_byte(self.pass, &settings);
         if pass != self.pass {
             self.pass = pass;
-            let woken = state.serve_queue();
+            let mut woken = state.serve_queue();
+            woken.push(state.turned.clone());
             self.slots.announce(state, woken);
         }
     }

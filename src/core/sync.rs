@@ -51,11 +51,14 @@ pub enum Rank {
     Ledger,
     /// One cell of the catalog.
     Catalog,
+    /// Events waiting to be durable, and the newest that are.
+    Timeline,
     /// The wakers of one signal: innermost, so that anybody may notify.
     Signal,
 }
 
-const RANKS: [Rank; 5] = [Rank::Fleet, Rank::Slots, Rank::Ledger, Rank::Catalog, Rank::Signal];
+const RANKS: [Rank; 6] =
+    [Rank::Fleet, Rank::Slots, Rank::Ledger, Rank::Catalog, Rank::Timeline, Rank::Signal];
 
 impl Rank {
     /// The name used in metrics and in the panic message of an inversion.
@@ -65,6 +68,7 @@ impl Rank {
             Rank::Slots => "slots",
             Rank::Ledger => "ledger",
             Rank::Catalog => "catalog",
+            Rank::Timeline => "timeline",
             Rank::Signal => "signal",
         }
     }

@@ -26,6 +26,7 @@ use crate::wire::errors::error_line;
 use crate::wire::usage::{Framing, Tap};
 
 use super::router::Router;
+use super::story::Story;
 
 /// What a client gets.
 pub struct Answer {
@@ -60,6 +61,18 @@ pub enum Outcome {
     Refused,
 }
 
+impl Outcome {
+    /// `answered`, `failed`, `cancelled` or `refused`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Outcome::Answered => "answered",
+            Outcome::Failed => "failed",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Refused => "refused",
+        }
+    }
+}
+
 /// The chunks of an answer. Ends after `None` or the first error.
 pub struct AnswerBody {
     upstream: Option<ByteStream>,
@@ -81,6 +94,8 @@ struct Ticket {
     slot: Slot,
     endpoint: EndpointName,
     on_end: Option<OnEnd>,
+    /// Its place in the event log.
+    story: Option<Story>,
 }
 
 /// Called once with how the answer ended.
@@ -130,7 +145,7 @@ impl AnswerBody {
             tap,
             framing,
             streamed,
-            ticket: Some(Ticket { id, router, slot, endpoint, on_end: None }),
+            ticket: Some(Ticket { id, router, slot, endpoint, on_end: None, story: None }),
             silence: Silence { limit: idle_timeout, since: None, alarm: None },
         }
     }
@@ -156,11 +171,20 @@ impl AnswerBody {
         }
     }
 
-    /// Ends the story: the slot goes back with a verdict, the tokens go into the ledger, in one step.
+    /// The request's place in the event log, to be ended with the answer.
+    pub(super) fn carry(&mut self, story: Option<Story>) {
+        match (&mut self.ticket, story) {
+            (Some(ticket), story) => ticket.story = story,
+            (None, Some(story)) => story.end(Outcome::Refused, None),
+            (None, None) => {}
+        }
+    }
+
+    /// Ends it all: the slot goes back with a verdict, the tokens go into the ledger, in one step.
     fn end(&mut self, outcome: Outcome) {
         self.upstream = None;
         self.silence.alarm = None;
-        let Some(Ticket { router, slot, endpoint, on_end, .. }) = self.ticket.take() else { return };
+        let Some(Ticket { router, slot, endpoint, on_end, story, .. }) = self.ticket.take() else { return };
         // The client may leave between the final line and the end of the body: it had everything.
         let outcome =
             if outcome == Outcome::Cancelled && self.tap.complete() { Outcome::Answered } else { outcome };
@@ -170,13 +194,18 @@ impl AnswerBody {
             Outcome::Cancelled | Outcome::Refused => Verdict::Unknown,
         };
         let clock = &router.ports.clock;
-        let row = self.tap.usage().map(|usage| Row {
+        let tokens = self.tap.usage();
+        let tokens = tokens.map(|usage| Tokens { input: usage.input_tokens, output: usage.output_tokens });
+        let row = tokens.map(|tokens| Row {
             minute: clock.wall().minute(),
             endpoint,
             model: slot.model().clone(),
-            tokens: Tokens { input: usage.input_tokens, output: usage.output_tokens },
+            tokens,
         });
         router.usage.settle(slot, verdict, clock.now(), row);
+        if let Some(story) = story {
+            story.end(outcome, tokens);
+        }
         if let Some(on_end) = on_end {
             on_end(outcome);
         }

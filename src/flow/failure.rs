@@ -126,6 +126,11 @@ impl Failure {
         }
     }
 
+    /// Whether an endpoint that was tried is to blame.
+    pub fn is_of_an_endpoint(&self) -> bool {
+        matches!(self, Failure::Upstream { .. } | Failure::Nonsense { .. } | Failure::FirstByteTimeout { .. })
+    }
+
     /// A short word for metrics and the `code` of an OpenAI error.
     pub fn code(&self) -> &'static str {
         match self {

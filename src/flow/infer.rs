@@ -24,6 +24,7 @@ use super::failure::Failure;
 use super::fleet::{Backend, Fleet, Listed};
 use super::refresh::{AVAILABLE, Known, LOADED};
 use super::router::Router;
+use super::story::Story;
 
 /// How often somebody who waits for a slot has the queue look again, for what changes without a
 /// call: a breaker's pause that ends, a wedged endpoint that moves.
@@ -65,10 +66,19 @@ impl Router {
     /// Routes one request. Completes with the head of an answer once its first byte is there.
     /// Dropping the future cancels whatever is under way.
     pub async fn infer(&self, request: Inference) -> Result<Answer, Failure> {
+        let mut story = self.begin_story(&request.id, &request.ask.model);
         loop {
-            match self.infer_with(&self.fleet(), &request).await {
-                Ok(answer) => return Ok(answer),
-                Err(Unanswered::Failed(failure)) => return Err(failure),
+            match self.infer_with(&self.fleet(), &request, &mut story).await {
+                Ok(mut answer) => {
+                    answer.body.carry(story);
+                    return Ok(answer);
+                }
+                Err(Unanswered::Failed(failure)) => {
+                    if let Some(story) = story {
+                        story.failed(&failure);
+                    }
+                    return Err(failure);
+                }
                 Err(Unanswered::Reloaded) => {
                     tracing::info!(request_id = %request.id, "the endpoints changed; routing anew");
                 }
@@ -76,7 +86,12 @@ impl Router {
         }
     }
 
-    async fn infer_with(&self, fleet: &Arc<Fleet>, request: &Inference) -> Result<Answer, Unanswered> {
+    async fn infer_with(
+        &self,
+        fleet: &Arc<Fleet>,
+        request: &Inference,
+        story: &mut Option<Story>,
+    ) -> Result<Answer, Unanswered> {
         let model = request.ask.model.as_str();
         let mut targets = self.targets(fleet, model, request.shape.family()).await?;
         let mut missed = None;
@@ -86,11 +101,21 @@ impl Router {
                 Err(unanswered) => return missed.unwrap_or(Err(unanswered)),
             };
             let target = target_of(&targets, slot.endpoint()).clone();
+            if let Some(story) = story {
+                story.at(&target.backend.name, slot.model());
+            }
+            let reason;
             match self.attempt(fleet, request, &target, slot).await {
                 Ok(answer) => return Ok(answer),
                 Err(Missed::Final(failure)) => return Err(failure.into()),
-                Err(Missed::Refused(answer)) => missed = Some(Ok(*answer)),
-                Err(Missed::Failed(failure)) => missed = Some(Err(failure.into())),
+                Err(Missed::Refused(answer)) => {
+                    reason = "upstream_refused";
+                    missed = Some(Ok(*answer));
+                }
+                Err(Missed::Failed(failure)) => {
+                    reason = failure.code();
+                    missed = Some(Err(failure.into()));
+                }
             }
             targets.retain(|other| other.backend.id != target.backend.id);
             if targets.is_empty() {
@@ -98,6 +123,9 @@ impl Router {
             }
             let endpoint = &target.backend.name;
             tracing::info!(request_id = %request.id, %endpoint, model, attempt, "trying another endpoint");
+            if let Some(story) = story {
+                story.retried(reason);
+            }
         }
         missed.expect("every attempt that is not returned is remembered")
     }

@@ -14,6 +14,7 @@ use crate::core::catalog::{Cell, Look, Refresh, Wait};
 use crate::core::sync::Arc;
 use crate::core::time::Instant;
 use crate::ports::{UpstreamRequest, UpstreamResponse};
+use crate::wire::event::{Fields, Kind as What};
 use crate::wire::{Kind, listing};
 
 use super::deadline::{Elapsed, until, within};
@@ -28,6 +29,8 @@ pub(super) struct Question<T> {
     cell: fn(&Backend) -> &Cell<T>,
     path: fn(Kind) -> &'static str,
     read: fn(Kind, &[u8]) -> Result<T, String>,
+    /// Logs what is new in an answer, compared with the one before.
+    tell: fn(&Router, &Backend, Option<&T>, &T),
 }
 
 /// Which models it serves.
@@ -38,6 +41,9 @@ pub(super) const AVAILABLE: Question<Listing> = Question {
         let models =
             if kind == Kind::Ollama { listing::parse_tags(body) } else { listing::parse_models(body) };
         models.map(|models| Listing::new(kind, models)).map_err(|bad| bad.to_string())
+    },
+    tell: |router, backend, before, after| {
+        router.tell_models(backend, [What::ModelAppeared, What::ModelGone], before, after);
     },
 };
 
@@ -51,6 +57,12 @@ pub(super) const LOADED: Question<Listing> = Question {
         models.retain(|model| model.loaded);
         Ok(Listing::new(kind, models))
     },
+    tell: |router, backend, before, after| {
+        // A plain OpenAI-style service does not say what it has in memory.
+        if backend.kind != Kind::OpenAi {
+            router.tell_models(backend, [What::ModelLoaded, What::ModelUnloaded], before, after);
+        }
+    },
 };
 
 /// Its version, or that it is there if it has none.
@@ -63,6 +75,7 @@ pub(super) const STATUS: Question<String> = Question {
             listing::parse_models(body).map(|_| "ok".to_owned()).map_err(|bad| bad.to_string())
         }
     },
+    tell: |_, _, _, _| {},
 };
 
 /// What an endpoint answered, or why it did not.
@@ -161,7 +174,7 @@ impl Router {
     ) {
         let Some(refresh) = refresh else { return };
         let (router, backend) = (self.arc(), Arc::clone(backend));
-        let (path, read) = ((question.path)(backend.kind), question.read);
+        let (path, read, tell) = ((question.path)(backend.kind), question.read, question.tell);
         let limit = self.fleet().config.listing_timeout;
         let task = async move {
             let fetched = {
@@ -180,9 +193,33 @@ impl Router {
             if let Err(why) = &result {
                 tracing::warn!(endpoint = %backend.name, path, why, "endpoint could not be asked");
             }
-            refresh.settle(router.ports.clock.now(), result.map_err(Arc::from));
+            if let Some((before, after)) = refresh.settle(router.ports.clock.now(), result.map_err(Arc::from))
+            {
+                tell(&router, &backend, before.as_deref(), &after);
+            }
         };
         self.ports.spawn.spawn(Box::pin(task)).detach();
+    }
+
+    /// Logs the models that are in one listing of an endpoint and not in the other.
+    fn tell_models(
+        &self,
+        backend: &Backend,
+        [came, went]: [What; 2],
+        before: Option<&Listing>,
+        after: &Listing,
+    ) {
+        if !self.log.is_on() {
+            return;
+        }
+        let none = Listing::default();
+        let before = before.unwrap_or(&none);
+        for (kind, listing, other) in [(came, after, before), (went, before, after)] {
+            for model in listing.models().filter(|model| other.find(&model.name).is_none()) {
+                let (endpoint, model) = (Some(backend.name.as_str().into()), Some((&*model.name).into()));
+                self.note(kind, Fields { endpoint, model, ..Fields::default() });
+            }
+        }
     }
 
     /// The whole body of `path` at one endpoint, which must answer 200.

@@ -13,10 +13,12 @@ use crate::core::signal::{Listener, Signal};
 use crate::core::slots::{Limits, Slots};
 use crate::core::sync::{Arc, Lock, Rank, Weak};
 use crate::core::usage::Usage;
-use crate::ports::{Clock, Entropy, Spawn, Store, Upstream};
+use crate::ports::{Clock, Entropy, Spawn, Store, StoreError, Upstream};
+use crate::wire::event::{Fields, Kind};
 
 use super::fleet::Fleet;
 use super::flush;
+use super::log::EventLog;
 
 /// The world as the router sees it.
 #[derive(Clone)]
@@ -37,6 +39,7 @@ pub struct Ports {
 pub struct Router {
     pub(super) ports: Ports,
     pub(super) usage: Usage,
+    pub(super) log: EventLog,
     /// Replaced as a whole by [`Router::reload`]; requests under way keep the one they began with.
     fleet: Lock<Arc<Fleet>>,
     /// Notified after each replacement.
@@ -51,12 +54,17 @@ pub enum StartError {
     /// The stored token counts cannot be read.
     #[error("the stored token counts cannot be read: {0}")]
     Load(#[from] flush::LoadError),
+    /// The event log cannot be read.
+    #[error("the event log cannot be read: {0}")]
+    Log(StoreError),
 }
 
 impl Router {
     /// A router in force with `config`, its token counts loaded from the store.
     pub async fn start(config: Config, ports: Ports) -> Result<Arc<Router>, StartError> {
         let (totals, newest) = flush::load(ports.store.as_ref()).await?;
+        let log = EventLog::open(config.event_log, config.event_ring, ports.store.as_ref()).await;
+        let log = log.map_err(StartError::Log)?;
         let ledger = Arc::new(Ledger::new(totals, newest));
         let slots = Arc::new(Slots::new(limits(&config)));
         let fleet = Fleet::new(config, &Fleet::default(), |limits, names| slots.configure(limits, names));
@@ -64,6 +72,7 @@ impl Router {
         Ok(Arc::new_cyclic(|this| Router {
             ports,
             usage,
+            log,
             fleet: Lock::new(Rank::Fleet, Arc::new(fleet)),
             reloaded: Signal::new(),
             this: Weak::clone(this),
@@ -73,12 +82,14 @@ impl Router {
     /// Puts another configuration in force without dropping a request: endpoints that stay keep
     /// their counts, breakers and listings.
     pub fn reload(&self, config: Config) {
+        let endpoints = config.endpoints.len() as u64;
         {
             let mut fleet = self.fleet.lock();
             let slots = self.usage.slots();
             *fleet = Arc::new(Fleet::new(config, &fleet, |limits, names| slots.configure(limits, names)));
         }
         self.reloaded.notify();
+        self.note(Kind::ConfigReloaded, Fields { endpoints: Some(endpoints), ..Fields::default() });
     }
 
     /// A future for the next reload. Make it before looking at the fleet.

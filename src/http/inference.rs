@@ -38,7 +38,7 @@ pub(super) async fn answer(app: App, path: &'static str, shape: Shape, request: 
         Ok(answer) => {
             running.first_byte();
             passed_on(answer, move |outcome| {
-                let (outcome, took) = (outcome_name(outcome), running.took());
+                let (outcome, took) = (outcome.name(), running.took());
                 tracing::debug!(request_id = %id, path, outcome, ?took, "request ended");
                 running.end(outcome);
             })
@@ -58,13 +58,4 @@ pub(super) fn passed_on(answer: Answer, on_end: impl FnOnce(Outcome) + Send + 's
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
-}
-
-fn outcome_name(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Answered => "answered",
-        Outcome::Failed => "failed",
-        Outcome::Cancelled => "cancelled",
-        Outcome::Refused => "refused",
-    }
 }

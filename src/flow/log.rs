@@ -1,0 +1,250 @@
+//! The event log on its way to the disk: what happened is handed in by whoever saw it, made durable in
+//! groups by one task, and trimmed by age and size by another.
+//!
+//! An event is visible once it is durable, and then for good (`feed-durable`). A group whose append failed
+//! without a word whether it was carried out is tried again under the same numbers; a store that already
+//! has them says so. Beside each event the log keeps the latest time seen so far: wall clocks step back, that
+//! time does not, so positions can be found by time. Read by `flow::follow`.
+
+use core::convert::Infallible;
+use core::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::config::EventLogMode;
+use crate::core::sync::{Arc, AtomicU64, Ordering};
+use crate::core::timeline::{Append, Bounds, Limits, Seq, Timeline};
+use crate::ports::{Store, StoreError};
+use crate::wire::event::{BadEvent, Event, Fields, Kind};
+
+use super::router::Router;
+
+/// Events made durable at once, at most: bounds what one append copies.
+const GROUP_MAX: usize = 4_096;
+
+/// Events that wait for the disk, at most: a few seconds of a busy router.
+const WAITING_MAX: usize = 65_536;
+
+/// Pause after the store failed.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How often the log is looked at for events that are too old or too many.
+const RETENTION: Duration = Duration::from_secs(30);
+
+/// Bytes before the JSON of a stored record: the latest time up to and with it, little-endian.
+const HEAD: usize = 8;
+
+/// The events of one router.
+#[derive(Debug)]
+pub struct EventLog {
+    mode: EventLogMode,
+    timeline: Arc<Timeline<Arc<Event>>>,
+    /// The latest time of all events that are durable, in Unix milliseconds. Written by the appender only.
+    latest_ms: AtomicU64,
+}
+
+/// One stored record.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    /// The latest time of all events up to this one, in Unix milliseconds.
+    pub(super) latest_ms: u64,
+    /// The event.
+    pub(super) event: Event,
+}
+
+impl Record {
+    fn encode(latest_ms: u64, event: &Event) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(HEAD + event.json.len());
+        bytes.put_u64_le(latest_ms);
+        bytes.put_slice(&event.json);
+        bytes.freeze()
+    }
+
+    pub(super) fn decode(bytes: &Bytes) -> Result<Record, StoreError> {
+        let damaged = |error: BadEvent| StoreError::Corrupt(error.to_string());
+        let head = bytes.first_chunk::<HEAD>();
+        let head =
+            head.ok_or_else(|| StoreError::Corrupt("a record of the event log is cut off".to_owned()))?;
+        let event = Event::parse(bytes.slice(HEAD..)).map_err(damaged)?;
+        Ok(Record { latest_ms: u64::from_le_bytes(*head), event })
+    }
+}
+
+/// The record with this number; `None` if it is not kept.
+pub(super) async fn record(store: &dyn Store, seq: Seq) -> Result<Option<Record>, StoreError> {
+    match store.read(seq, 1).await {
+        Ok(records) => records.first().map(Record::decode).transpose(),
+        Err(StoreError::Trimmed { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The first of `bounds` whose latest time is past `time_ms`; `tip + 1` if none is. Exact however wall clocks
+/// stepped, because the latest time never falls.
+pub(super) async fn first_after(store: &dyn Store, bounds: Bounds, time_ms: u64) -> Result<Seq, StoreError> {
+    let (mut low, mut high) = (bounds.floor, bounds.tip + 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match record(store, middle).await? {
+            Some(record) if record.latest_ms > time_ms => high = middle,
+            // Not kept any more: whatever is sought lies behind it.
+            _ => low = middle + 1,
+        }
+    }
+    Ok(low)
+}
+
+impl EventLog {
+    /// The log that goes on behind what the store holds.
+    pub(super) async fn open(
+        mode: EventLogMode,
+        ring: usize,
+        store: &dyn Store,
+    ) -> Result<EventLog, StoreError> {
+        let mut bounds = Bounds { floor: 1, tip: 0 };
+        let mut latest_ms = 0;
+        if mode != EventLogMode::Off {
+            bounds = store.bounds().await?;
+            if bounds.tip >= bounds.floor {
+                latest_ms = record(store, bounds.tip).await?.map_or(0, |record| record.latest_ms);
+            }
+        }
+        let limits = Limits { ring, waiting: WAITING_MAX };
+        let timeline = Arc::new(Timeline::new(bounds, limits));
+        Ok(EventLog { mode, timeline, latest_ms: AtomicU64::new(latest_ms) })
+    }
+
+    /// Whether anything is logged at all.
+    pub fn is_on(&self) -> bool {
+        self.mode != EventLogMode::Off
+    }
+
+    /// Floor and tip now.
+    pub fn bounds(&self) -> Bounds {
+        self.timeline.bounds()
+    }
+
+    /// The latest time of all events so far, in Unix milliseconds; 0 before the first.
+    pub(super) fn latest_ms(&self) -> u64 {
+        self.latest_ms.load(Ordering::Relaxed)
+    }
+
+    /// Events that are not durable yet.
+    pub fn waiting(&self) -> usize {
+        self.timeline.waiting()
+    }
+
+    pub(super) fn timeline(&self) -> &Timeline<Arc<Event>> {
+        &self.timeline
+    }
+
+    /// Makes the next group durable. `Ok(false)`: nothing waits. On an error it stays, numbers and all.
+    async fn append(&self, store: &dyn Store, now_ms: u64) -> Result<bool, StoreError> {
+        let group = if self.mode == EventLogMode::Each { 1 } else { GROUP_MAX };
+        let Some(append) = self.timeline.take(group, |lost| Arc::new(lost_events(lost, now_ms))) else {
+            return Ok(false);
+        };
+        let mut latest_ms = self.latest_ms.load(Ordering::Relaxed);
+        let record = |event: &Arc<Event>| {
+            latest_ms = latest_ms.max(event.time_ms);
+            Record::encode(latest_ms, event)
+        };
+        let records = append.events().iter().map(record).collect();
+        match store.append(append.first(), records).await {
+            Ok(()) => {}
+            Err(StoreError::Conflict) => carried_out(store, &append).await?,
+            Err(error) => return Err(error),
+        }
+        self.latest_ms.store(latest_ms, Ordering::Relaxed);
+        append.durable();
+        Ok(true)
+    }
+}
+
+/// The store has other numbers than we thought: it must be that an append which seemed to fail was carried
+/// out, since nobody else appends.
+async fn carried_out(store: &dyn Store, append: &Append<Arc<Event>>) -> Result<(), StoreError> {
+    let tip = store.bounds().await?.tip;
+    if tip + 1 == append.first() + append.events().len() as Seq { Ok(()) } else { Err(StoreError::Conflict) }
+}
+
+fn lost_events(lost: u64, now_ms: u64) -> Event {
+    Event::new(Kind::LogLost, Fields { time_ms: now_ms, events: Some(lost), ..Fields::default() })
+}
+
+impl Router {
+    /// The events.
+    pub fn log(&self) -> &EventLog {
+        &self.log
+    }
+
+    /// Logs that something happened now. Never waits.
+    pub(super) fn note(&self, kind: Kind, fields: Fields<'_>) {
+        if self.log.is_on() {
+            let fields = Fields { time_ms: self.ports.clock.wall().as_millis(), ..fields };
+            self.log.timeline.push(Arc::new(Event::new(kind, fields)));
+        }
+    }
+
+    /// Makes events durable as they come, for ever.
+    pub(super) async fn keep_log(&self) -> Infallible {
+        loop {
+            let pushed = self.log.timeline.pushed();
+            match self.append_events().await {
+                Ok(true) => {}
+                Ok(false) => pushed.await,
+                Err(error) => {
+                    tracing::error!(%error, "events could not be logged; they are kept and tried again");
+                    self.ports.clock.sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn append_events(&self) -> Result<bool, StoreError> {
+        self.log.append(self.ports.store.as_ref(), self.ports.clock.wall().as_millis()).await
+    }
+
+    /// Makes everything durable that was handed in; tries for at most `patience`.
+    pub async fn append_all(&self, patience: Duration) -> Result<(), StoreError> {
+        let deadline = self.ports.clock.now() + patience;
+        loop {
+            match self.append_events().await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) if self.ports.clock.now() >= deadline => return Err(error),
+                Err(_) => self.ports.clock.sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    /// Trims the log every now and then, for ever.
+    pub(super) async fn keep_log_short(&self) -> Infallible {
+        loop {
+            self.ports.clock.sleep(RETENTION).await;
+            if let Err(error) = self.trim_log().await {
+                tracing::warn!(%error, "old events could not be removed; tried again later");
+            }
+        }
+    }
+
+    /// Gives up events that are too old or too many. Readers learn the new floor before the store trims.
+    pub async fn trim_log(&self) -> Result<(), StoreError> {
+        if !self.log.is_on() {
+            return Ok(());
+        }
+        let (store, config) = (self.ports.store.as_ref(), self.fleet().config.clone());
+        let bounds = self.log.bounds();
+        let by_size = (bounds.tip + 1).saturating_sub(config.event_log_max_events);
+        let now_ms = self.ports.clock.wall().as_millis();
+        let max_age_ms = u64::try_from(config.event_log_max_age.as_millis()).unwrap_or(u64::MAX);
+        let by_age = first_after(store, bounds, now_ms.saturating_sub(max_age_ms)).await?;
+        let floor = by_size.max(by_age);
+        if floor <= bounds.floor {
+            return Ok(());
+        }
+        self.log.timeline.trim(floor);
+        tracing::debug!(floor, "old events are given up");
+        store.trim(floor).await
+    }
+}

@@ -1,0 +1,275 @@
+//! Events of the log, as JSON: written once when they happen, read back from the log, and framed for each
+//! reader with its number and the number before.
+//!
+//! What is stored lacks the numbers, because they are only known once the event has its place. An event of
+//! a newer program, of a kind unknown here, is read and passed on like any other.
+
+use std::borrow::Cow;
+use std::io::Write as _;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The longest name of an endpoint or model in an event, in bytes; longer ones are cut. Keeps the ring's
+/// memory bounded whatever clients ask for.
+const NAME_MAX: usize = 256;
+
+/// What can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A request for inference was accepted.
+    RequestStarted,
+    /// It ended, whichever way: exactly once for every start.
+    RequestFinished,
+    /// An endpoint gave no answer, and another was tried.
+    RequestRetried,
+    /// An endpoint is used again.
+    EndpointUp,
+    /// An endpoint failed and is left alone.
+    EndpointDown,
+    /// An endpoint serves a model it did not serve before.
+    ModelAppeared,
+    /// An endpoint no longer serves a model.
+    ModelGone,
+    /// An endpoint has brought a model into memory.
+    ModelLoaded,
+    /// An endpoint has a model no longer in memory.
+    ModelUnloaded,
+    /// Another configuration was put in force.
+    ConfigReloaded,
+    /// A router began to write this log.
+    InstanceJoined,
+    /// It ended in order. Without this, it crashed.
+    InstanceLeft,
+    /// The log could not keep up: so many events are missing here.
+    LogLost,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 13] = [
+        Kind::RequestStarted,
+        Kind::RequestFinished,
+        Kind::RequestRetried,
+        Kind::EndpointUp,
+        Kind::EndpointDown,
+        Kind::ModelAppeared,
+        Kind::ModelGone,
+        Kind::ModelLoaded,
+        Kind::ModelUnloaded,
+        Kind::ConfigReloaded,
+        Kind::InstanceJoined,
+        Kind::InstanceLeft,
+        Kind::LogLost,
+    ];
+
+    /// The name in the log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::RequestStarted => "request.started",
+            Kind::RequestFinished => "request.finished",
+            Kind::RequestRetried => "request.retried",
+            Kind::EndpointUp => "endpoint.up",
+            Kind::EndpointDown => "endpoint.down",
+            Kind::ModelAppeared => "model.appeared",
+            Kind::ModelGone => "model.gone",
+            Kind::ModelLoaded => "model.loaded",
+            Kind::ModelUnloaded => "model.unloaded",
+            Kind::ConfigReloaded => "config.reloaded",
+            Kind::InstanceJoined => "instance.joined",
+            Kind::InstanceLeft => "instance.left",
+            Kind::LogLost => "log.lost",
+        }
+    }
+}
+
+/// The fields of an event; those that its kind does not have are left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fields<'a> {
+    /// When it happened: wall clock, Unix milliseconds.
+    pub time_ms: u64,
+    /// The kind's name.
+    #[serde(borrow)]
+    pub kind: Cow<'a, str>,
+    /// The request's name, as in `x-request-id`.
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<Cow<'a, str>>,
+    /// The endpoint's URL as configured.
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Cow<'a, str>>,
+    /// The model: as it is counted where an endpoint is known, else as the client named it.
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Cow<'a, str>>,
+    /// Tokens of the prompt, if the endpoint reported them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_tokens: Option<u64>,
+    /// Tokens of the answer, if the endpoint reported them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_tokens: Option<u64>,
+    /// From its start to its end, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+    /// `answered`, `refused`, `failed` or `cancelled`.
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Cow<'a, str>>,
+    /// Why, in a sentence.
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Cow<'a, str>>,
+    /// How many endpoints are configured now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoints: Option<u64>,
+    /// How many events are missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events: Option<u64>,
+}
+
+/// One event: its bytes, and what filters ask of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// When it happened, in Unix milliseconds by the wall clock of that moment.
+    pub time_ms: u64,
+    /// The kind's name.
+    pub kind: Cow<'static, str>,
+    /// The endpoint, if it concerns one.
+    pub endpoint: Option<Box<str>>,
+    /// The model, if it concerns one.
+    pub model: Option<Box<str>>,
+    /// One JSON object without numbers.
+    pub json: Bytes,
+}
+
+/// A record of the log is not an event.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("a record of the event log is damaged: {0}")]
+pub struct BadEvent(String);
+
+impl Event {
+    /// The event with these fields.
+    pub fn new(kind: Kind, mut fields: Fields<'_>) -> Event {
+        fields.kind = Cow::Borrowed(kind.name());
+        for name in [&mut fields.endpoint, &mut fields.model, &mut fields.request_id, &mut fields.reason] {
+            shorten(name);
+        }
+        let mut json = Vec::with_capacity(192);
+        serde_json::to_writer(&mut json, &fields).expect("numbers and strings always serialise");
+        Event {
+            time_ms: fields.time_ms,
+            kind: Cow::Borrowed(kind.name()),
+            endpoint: fields.endpoint.map(|name| Box::from(&*name)),
+            model: fields.model.map(|name| Box::from(&*name)),
+            json: json.into(),
+        }
+    }
+
+    /// Reads an event that was written by [`Event::new`], here or in another version.
+    pub fn parse(json: Bytes) -> Result<Event, BadEvent> {
+        if json.first() != Some(&b'{') {
+            return Err(BadEvent("it is no JSON object".to_owned()));
+        }
+        let fields: Fields<'_> =
+            serde_json::from_slice(&json).map_err(|error| BadEvent(error.to_string()))?;
+        let known = Kind::ALL.iter().find(|kind| kind.name() == fields.kind);
+        let kind = known.map_or_else(|| Cow::Owned(fields.kind.to_string()), |k| Cow::Borrowed(k.name()));
+        let owned = |name: Option<Cow<'_, str>>| name.map(|name| Box::from(&*name));
+        let (endpoint, model) = (owned(fields.endpoint), owned(fields.model));
+        Ok(Event { time_ms: fields.time_ms, kind, endpoint, model, json: json.clone() })
+    }
+
+    /// All its fields.
+    pub fn fields(&self) -> Result<Fields<'_>, BadEvent> {
+        serde_json::from_slice(&self.json).map_err(|error| BadEvent(error.to_string()))
+    }
+
+    /// Writes the event as its reader gets it, with its number and the number of the one before that this
+    /// reader was given.
+    pub fn frame(&self, seq: u64, prev_seq: Option<u64>, out: &mut Vec<u8>) {
+        // Both are numbers, and the rest is an object with at least two fields: this is JSON again.
+        let written = match prev_seq {
+            Some(prev) => write!(out, "{{\"seq\":{seq},\"prev_seq\":{prev},"),
+            None => write!(out, "{{\"seq\":{seq},\"prev_seq\":null,"),
+        };
+        written.expect("a vector takes everything");
+        out.extend_from_slice(&self.json[1..]);
+    }
+}
+
+fn shorten(name: &mut Option<Cow<'_, str>>) {
+    if let Some(name) = name
+        && name.len() > NAME_MAX
+    {
+        let end = (0..=NAME_MAX).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0);
+        *name = Cow::Owned(format!("{}...", &name[..end]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn finished() -> Event {
+        let fields = Fields {
+            time_ms: 1_790_000_000_123,
+            request_id: Some("r1".into()),
+            endpoint: Some("http://a".into()),
+            model: Some("m\"q".into()),
+            input_tokens: Some(3),
+            output_tokens: Some(0),
+            duration_ms: Some(12),
+            outcome: Some("answered".into()),
+            ..Fields::default()
+        };
+        Event::new(Kind::RequestFinished, fields)
+    }
+
+    #[test]
+    fn an_event_is_read_as_it_was_written() {
+        let event = finished();
+        assert_eq!(Event::parse(event.json.clone()), Ok(event));
+    }
+
+    #[test]
+    fn a_frame_is_the_event_with_its_numbers() {
+        let mut frame = Vec::new();
+        finished().frame(7, None, &mut frame);
+        let expected = json!({
+            "seq": 7, "prev_seq": null, "time_ms": 1_790_000_000_123u64, "kind": "request.finished", "request_id": "r1",
+            "endpoint": "http://a", "model": "m\"q", "input_tokens": 3, "output_tokens": 0, "duration_ms": 12,
+            "outcome": "answered",
+        });
+        assert_eq!(serde_json::from_slice::<Value>(&frame).unwrap(), expected);
+        let mut second = Vec::new();
+        finished().frame(9, Some(7), &mut second);
+        assert_eq!(serde_json::from_slice::<Value>(&second).unwrap()["prev_seq"], 7);
+    }
+
+    #[test]
+    fn an_unknown_kind_with_unknown_fields_is_passed_on_whole() {
+        let json = Bytes::from_static(br#"{"time_ms":1,"kind":"job.done","job":"j","model":"m"}"#);
+        let event = Event::parse(json.clone()).unwrap();
+        assert_eq!((event.kind.as_ref(), event.model.as_deref(), event.json), ("job.done", Some("m"), json));
+    }
+
+    #[test]
+    fn what_is_no_event_is_refused() {
+        for bad in [
+            "",
+            "[]",
+            "{}",
+            "{\"kind\":\"x\"}",
+            "{\"time_ms\":-1,\"kind\":\"x\"}",
+            " {\"time_ms\":1,\"kind\":\"x\"}",
+        ] {
+            assert!(Event::parse(Bytes::from_static(bad.as_bytes())).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_any_length_makes_a_short_event() {
+        let fields = Fields { model: Some("ü".repeat(5_000).into()), ..Fields::default() };
+        let event = Event::new(Kind::RequestStarted, fields);
+        assert!(event.json.len() < 2 * NAME_MAX, "{}", event.json.len());
+        assert!(event.model.unwrap().ends_with("..."));
+    }
+}
