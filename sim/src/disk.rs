@@ -107,6 +107,12 @@ impl Disk {
         self.seen.bounds()
     }
 
+    /// Records that no crash can take back, from number `from` on; `None` if some of them are trimmed.
+    pub(crate) fn durable_records(&self, from: Seq) -> Option<Vec<Bytes>> {
+        let skipped = from.checked_sub(self.durable.bounds().floor)?;
+        Some(self.durable.log.iter().skip(skipped as usize).cloned().collect())
+    }
+
     pub(crate) fn trim(&mut self, floor: Seq) {
         self.write(Write::Trim(floor));
     }

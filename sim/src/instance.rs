@@ -14,6 +14,7 @@ use pointsman::core::signal::Signal;
 use pointsman::core::usage;
 use pointsman::flow::flush::LoadError;
 use pointsman::flow::router::{Ports, Router, StartError};
+use pointsman::ports::StoreError;
 
 use crate::disk::Disk;
 use crate::executor::{Domain, Executor};
@@ -64,6 +65,7 @@ impl Instance {
             minutes: BTreeSet::new(),
             granted_since: None,
             stored_seen: 0,
+            events: Default::default(),
         }
     }
 }
@@ -148,7 +150,9 @@ async fn boot(world: Arc<World>, index: usize, domain: Domain, ports: Ports) {
         let config = settings.config(&world.plan.endpoints, &endpoints);
         match Router::start(config, ports.clone()).await {
             Ok(router) => break (router, (settings, endpoints)),
-            Err(StartError::Load(LoadError::Store(_))) => ports.clock.sleep(Duration::from_millis(300)).await,
+            Err(StartError::Load(LoadError::Store(_)) | StartError::Log(StoreError::Unavailable(_))) => {
+                ports.clock.sleep(Duration::from_millis(300)).await
+            }
             Err(error) => {
                 return world.break_promise(
                     oracle::TOKEN_CONSERVATION,

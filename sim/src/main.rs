@@ -27,6 +27,7 @@ mod shrink;
 mod sometimes;
 mod store;
 mod streams;
+mod subscriber;
 mod timeline;
 mod trace;
 mod world;

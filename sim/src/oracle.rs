@@ -5,6 +5,7 @@
 //! - `counts`: after each step of an instance: slot-conservation, slot-limit, admitted-adds-up,
 //!   snapshot-whole, token-conservation, and the breakers.
 //! - `answers`: what clients got: answer-pure, answer-ends, catalog-isolation.
+//! - `feed`: what subscribers were given: feed-exact, feed-durable, feed-explicit, feed-progress, feed-independent.
 //! - `books`: what the store holds: token-conservation, token-minute.
 //!
 //! One name is not in the design's list: `breaker-honest` (an open breaker lets nobody in, a half-open
@@ -14,6 +15,7 @@ mod answers;
 mod books;
 mod calls;
 mod counts;
+pub(crate) mod feed;
 
 pub(crate) use answers::{ended, failed, got};
 pub(crate) use books::{after_crash, after_stop};
@@ -27,6 +29,11 @@ pub(crate) const BREAKER_HONEST: &str = "breaker-honest";
 pub(crate) const CATALOG_AGE: &str = "catalog-age";
 pub(crate) const CATALOG_ISOLATION: &str = "catalog-isolation";
 pub(crate) const CATALOG_SINGLE_FLIGHT: &str = "catalog-single-flight";
+pub(crate) const FEED_DURABLE: &str = "feed-durable";
+pub(crate) const FEED_EXACT: &str = "feed-exact";
+pub(crate) const FEED_EXPLICIT: &str = "feed-explicit";
+pub(crate) const FEED_INDEPENDENT: &str = "feed-independent";
+pub(crate) const FEED_PROGRESS: &str = "feed-progress";
 pub(crate) const SLOT_CONSERVATION: &str = "slot-conservation";
 pub(crate) const SLOT_LIMIT: &str = "slot-limit";
 pub(crate) const SNAPSHOT_WHOLE: &str = "snapshot-whole";
@@ -34,7 +41,7 @@ pub(crate) const TOKEN_CONSERVATION: &str = "token-conservation";
 pub(crate) const TOKEN_MINUTE: &str = "token-minute";
 
 /// All names a violation can have, for the zoo's headers and for panics that begin with one.
-pub(crate) const PROMISES: [&str; 12] = [
+pub(crate) const PROMISES: [&str; 17] = [
     ADMITTED_ADDS_UP,
     ANSWER_ENDS,
     ANSWER_PURE,
@@ -42,6 +49,11 @@ pub(crate) const PROMISES: [&str; 12] = [
     CATALOG_AGE,
     CATALOG_ISOLATION,
     CATALOG_SINGLE_FLIGHT,
+    FEED_DURABLE,
+    FEED_EXACT,
+    FEED_EXPLICIT,
+    FEED_INDEPENDENT,
+    FEED_PROGRESS,
     SLOT_CONSERVATION,
     SLOT_LIMIT,
     SNAPSHOT_WHOLE,

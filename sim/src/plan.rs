@@ -25,6 +25,8 @@ pub(crate) struct Plan {
     pub(crate) settings: Settings,
     pub(crate) requests: Vec<RequestPlan>,
     pub(crate) actions: Vec<ActionPlan>,
+    #[serde(default)]
+    pub(crate) subscribers: Vec<SubscriberPlan>,
     pub(crate) faults: Switches,
 }
 
@@ -106,6 +108,17 @@ pub(crate) struct Settings {
     pub(crate) breaker_open_ms: u64,
     pub(crate) wedged_after_ms: u64,
     pub(crate) drain_grace_ms: u64,
+    #[serde(default)]
+    pub(crate) log: Option<LogSettings>,
+}
+
+/// The event log, if there is one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LogSettings {
+    /// Each event is appended by itself.
+    pub(crate) each: bool,
+    pub(crate) ring: usize,
+    pub(crate) max_age_ms: u64,
 }
 
 impl Settings {
@@ -121,7 +134,7 @@ impl Settings {
             "endpoints: [{}]\nllama_server_endpoints: [{}]\nmax_concurrent_connections: {}\nqueue: {}\n\
              queue_max: {}\nqueue_timeout_secs: {}\nattempts_max: {}\nfirst_byte_timeout_secs: {}\n\
              idle_timeout_secs: {}\nlisting_timeout_secs: {}\nflush_interval_secs: {}\nbreaker_failures: {}\n\
-             breaker_open_secs: {}\nwedged_after_secs: {}\ndrain_grace_secs: {}\nevent_log: off\n",
+             breaker_open_secs: {}\nwedged_after_secs: {}\ndrain_grace_secs: {}\n{}",
             list(false),
             list(true),
             self.limit,
@@ -137,6 +150,14 @@ impl Settings {
             seconds(self.breaker_open_ms),
             seconds(self.wedged_after_ms),
             seconds(self.drain_grace_ms),
+            match &self.log {
+                None => "event_log: off\n".to_owned(),
+                Some(LogSettings { each, ring, max_age_ms }) => format!(
+                    "event_log: {}\nevent_ring: {ring}\nevent_log_max_age_secs: {}\n",
+                    if *each { "each" } else { "group" },
+                    seconds(*max_age_ms),
+                ),
+            },
         );
         let parsed = Config::parse(&yaml, &|_| None);
         parsed.expect("the simulator writes configurations that are valid").0
@@ -200,6 +221,34 @@ pub(crate) struct RequestPlan {
     pub(crate) rests_us: u64,
     /// Tokens of the answer, each about a chunk.
     pub(crate) tokens: u64,
+}
+
+/// One follower of the event log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SubscriberPlan {
+    pub(crate) at_us: u64,
+    pub(crate) instance: usize,
+    pub(crate) begin: BeginPlan,
+    /// Kinds it wants; all if empty.
+    pub(crate) kinds: Vec<String>,
+    /// It rests for so long before each event.
+    pub(crate) rests_us: u64,
+    /// It leaves after so many events, and comes back.
+    pub(crate) leaves_after: Option<u64>,
+    /// It is cut off after so many events.
+    pub(crate) cut_after: Option<u64>,
+    /// After so many events it wants these kinds instead.
+    pub(crate) changes_after: Option<u64>,
+    pub(crate) then: Vec<String>,
+}
+
+/// Where it begins the first time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum BeginPlan {
+    All,
+    Live,
+    Since { back_ms: u64 },
 }
 
 /// Something the operator, or fate, does.

@@ -15,6 +15,7 @@ use crate::panics;
 use crate::plan::{Call, Plan, RequestPlan};
 use crate::shared::Shared;
 use crate::streams::Seed;
+use crate::subscriber;
 use crate::trace::{Actor, Line, Trace};
 use crate::world::{CallKind, Command, Ending, Endpoint, Instance, State, Status, Tally, Violation, World};
 
@@ -93,6 +94,7 @@ impl Run {
             instances: (0..plan.instances.len()).map(|index| Instance::new(&plan, index)).collect(),
             calls: Vec::new(),
             clients: Vec::new(),
+            subscribers: Vec::new(),
             commands: Vec::new(),
             listings_made: BTreeMap::new(),
             store_operations: vec![0; plan.instances.len()],
@@ -107,6 +109,7 @@ impl Run {
         for index in 0..world.plan.instances.len() {
             instance::start(&world, index);
         }
+        subscriber::arrive(&world);
         world.handle.spawn(Domain::World, operator::workload(Arc::clone(&world)));
         world.handle.spawn(Domain::World, operator::operate(Arc::clone(&world)));
         self.until(world.plan.duration_ms * 1_000_000, |_| false);
@@ -266,6 +269,7 @@ impl Run {
         // Long enough for two flushes.
         let quiet = 2 * world.plan.settings.flush_interval_ms * 1_000_000 + 10 * SECOND;
         self.until(world.now() + quiet, |_| false);
+        oracle::feed::at_rest(&world);
         for index in 0..world.plan.instances.len() {
             if self.is_broken() {
                 return;
@@ -285,9 +289,13 @@ impl Run {
                 let why = format!("{calls} calls of instance {index} are still under way at rest");
                 world.break_promise(oracle::ANSWER_ENDS, why);
             }
-            // The flusher, the watcher, and a fetch per listing under way.
+            // Its life, the watcher, a fetch per listing under way, and its subscribers.
             let tasks = self.executor.running(world.domain(index));
-            if tasks > 2 + listings {
+            let state = world.state.lock();
+            let subscribers =
+                state.subscribers.iter().filter(|of| of.instance == index && of.connected).count();
+            drop(state);
+            if tasks > 2 + listings + subscribers {
                 let why = format!(
                     "{tasks} tasks of instance {index} still run at rest, {listings} of them fetch listings"
                 );

@@ -5,7 +5,8 @@
 
 use crate::faults::{Fault, Switches};
 use crate::plan::{
-    Action, ActionPlan, Call, EndpointPlan, InstancePlan, Plan, RequestPlan, Settings, Speaks,
+    Action, ActionPlan, BeginPlan, Call, EndpointPlan, InstancePlan, LogSettings, Plan, RequestPlan,
+    Settings, Speaks, SubscriberPlan,
 };
 use crate::streams::{Seed, Stream};
 
@@ -26,11 +27,14 @@ pub(crate) enum Scenario {
     Reload,
     /// Nobody waits: the least used endpoint is overloaded instead, as in the seed router.
     Overload,
+    /// What happens is logged and followed: by slow, leaving and picky subscribers, through crashes and
+    /// trims.
+    Feed,
 }
 
 impl Scenario {
     /// All of them, with how often `mixed` takes each.
-    const ALL: [(Scenario, &'static str, u64); 7] = [
+    const ALL: [(Scenario, &'static str, u64); 8] = [
         (Scenario::Calm, "calm", 1),
         (Scenario::Network, "network", 5),
         (Scenario::Storm, "storm", 3),
@@ -38,6 +42,7 @@ impl Scenario {
         (Scenario::Ledger, "ledger", 4),
         (Scenario::Reload, "reload", 3),
         (Scenario::Overload, "overload", 1),
+        (Scenario::Feed, "feed", 4),
     ];
 
     /// The name on the command line.
@@ -139,6 +144,20 @@ impl Scenario {
                 EndpointDown,
             ],
             Scenario::Overload => &[Delay, CutMidStream, Fragment],
+            Scenario::Feed => &[
+                StoreFails,
+                StoreAmbiguous,
+                StoreSlow,
+                DiskFull,
+                Crash,
+                Restart,
+                WallStep,
+                Pause,
+                Refuse,
+                CutMidStream,
+                ModelChurn,
+                Fault::Reload,
+            ],
         }
     }
 
@@ -177,11 +196,45 @@ pub(crate) fn plan(seed: Seed, scenario: Option<Scenario>) -> Plan {
         settings,
         requests: Vec::new(),
         actions: Vec::new(),
+        subscribers: Vec::new(),
         faults,
     };
     plan.requests = requests(&mut seed.stream("requests"), scenario, &plan, models);
     plan.actions = actions(seed, &plan, models);
+    if scenario == Scenario::Feed {
+        plan.subscribers = subscribers(&mut seed.stream("subscribers"), &plan);
+    }
     plan
+}
+
+fn subscribers(chance: &mut Stream, plan: &Plan) -> Vec<SubscriberPlan> {
+    let kinds = |chance: &mut Stream| -> Vec<String> {
+        let some: &[&str] = chance.pick(&[
+            &[][..],
+            &["request.finished"],
+            &["request.*"],
+            &["model.*", "endpoint.*"],
+            &["config.reloaded", "instance.*"],
+        ]);
+        some.iter().map(|kind| (*kind).to_owned()).collect()
+    };
+    (0..chance.within(1, 5))
+        .map(|_| SubscriberPlan {
+            at_us: chance.below(plan.duration_ms * 900),
+            instance: chance.below(plan.instances.len() as u64) as usize,
+            begin: match chance.below(4) {
+                0 => BeginPlan::Live,
+                1 => BeginPlan::Since { back_ms: chance.below(plan.duration_ms) },
+                _ => BeginPlan::All,
+            },
+            kinds: kinds(chance),
+            rests_us: if chance.chance(400) { chance.within(1_000, 400_000) } else { 0 },
+            leaves_after: chance.chance(400).then(|| chance.within(1, 30)),
+            cut_after: chance.chance(400).then(|| chance.within(1, 30)),
+            changes_after: chance.chance(300).then(|| chance.within(1, 20)),
+            then: kinds(chance),
+        })
+        .collect()
 }
 
 fn switches(seed: Seed, scenario: Scenario) -> Switches {
@@ -231,6 +284,11 @@ fn settings(chance: &mut Stream, scenario: Scenario, duration_ms: u64) -> Settin
         breaker_open_ms: chance.within(1_000, 10_000),
         wedged_after_ms: chance.within(2_500, 20_000),
         drain_grace_ms: chance.within(500, 10_000),
+        log: (scenario == Scenario::Feed).then(|| LogSettings {
+            each: chance.chance(250),
+            ring: chance.pick(&[16, 16, 40, 400]),
+            max_age_ms: chance.pick(&[5_000, 20_000, 60_000, 3_600_000]),
+        }),
     }
 }
 

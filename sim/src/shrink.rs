@@ -17,7 +17,7 @@ use crate::plan::{Call, Plan};
 use crate::run;
 
 /// Shrinking ends after this time with what it has.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// So many seeds are tried for each smaller plan: few while there is much to take out, more each time
 /// nothing smaller was found.
@@ -36,6 +36,8 @@ pub(crate) struct Shrunk {
     pub(crate) seconds: f64,
     /// Seeds tried for each smaller plan, for now.
     luck: u64,
+    /// When to end.
+    until: Instant,
 }
 
 /// Shrinks a plan that breaks a promise; `None` if it breaks none.
@@ -51,12 +53,12 @@ pub(crate) fn shrink(plan: &Plan) -> Option<Shrunk> {
         tried: 1,
         seconds: 0.0,
         luck: 0,
+        until: Instant::now() + PATIENCE,
     };
     let began = Instant::now();
-    let until = began + PATIENCE;
     for luck in LUCK {
         shrunk.luck = luck;
-        while Instant::now() < until && shrunk.round(until) {}
+        while !shrunk.is_late() && shrunk.round() {}
     }
     shrunk.seconds = began.elapsed().as_secs_f64();
     Some(shrunk)
@@ -64,34 +66,33 @@ pub(crate) fn shrink(plan: &Plan) -> Option<Shrunk> {
 
 impl Shrunk {
     /// Tries everything once; tells whether the world has become smaller.
-    fn round(&mut self, until: Instant) -> bool {
+    fn round(&mut self) -> bool {
         let before = self.events;
-        self.take_out(
-            until,
-            |plan| plan.requests.len(),
-            |plan, from, to| drop(plan.requests.drain(from..to)),
-        );
-        self.take_out(until, |plan| plan.actions.len(), |plan, from, to| drop(plan.actions.drain(from..to)));
-        self.take_out(
-            until,
-            |plan| plan.faults.0.len(),
-            |plan, from, to| drop(plan.faults.0.drain(from..to)),
-        );
-        self.fewer_instances(until);
-        self.fewer_endpoints(until);
-        self.fewer_models(until);
-        self.each(until, |plan| plan.endpoints.len(), PLAINER_ENDPOINTS);
-        self.each(until, |plan| plan.requests.len(), PLAINER_REQUESTS);
-        self.each(until, |plan| plan.faults.0.len(), &[|plan, at| plan.faults.0[at].1 = 1_000]);
-        self.each(until, |_| 1, PLAINER_WORLDS);
+        self.take_out(|plan| plan.requests.len(), |plan, from, to| drop(plan.requests.drain(from..to)));
+        self.take_out(|plan| plan.actions.len(), |plan, from, to| drop(plan.actions.drain(from..to)));
+        self.take_out(|plan| plan.faults.0.len(), |plan, from, to| drop(plan.faults.0.drain(from..to)));
+        self.take_out(|plan| plan.subscribers.len(), |plan, from, to| drop(plan.subscribers.drain(from..to)));
+        self.fewer_instances();
+        self.fewer_endpoints();
+        self.fewer_models();
+        self.each(|plan| plan.endpoints.len(), PLAINER_ENDPOINTS);
+        self.each(|plan| plan.requests.len(), PLAINER_REQUESTS);
+        self.each(|plan| plan.subscribers.len(), PLAINER_SUBSCRIBERS);
+        self.each(|plan| plan.faults.0.len(), &[|plan, at| plan.faults.0[at].1 = 1_000]);
+        self.each(|_| 1, PLAINER_WORLDS);
         self.events < before
     }
 
     /// Keeps `plan` if it breaks the same promise with no more events, by its own seed or by one of the
     /// next: with a part less in it, the same seed often schedules the rest past the bug.
     fn keep(&mut self, plan: Plan) -> bool {
-        (0..self.luck)
-            .any(|more| self.keep_as_it_is(Plan { seed: plan.seed.wrapping_add(more), ..plan.clone() }))
+        (0..self.luck).any(|more| {
+            !self.is_late() && self.keep_as_it_is(Plan { seed: plan.seed.wrapping_add(more), ..plan.clone() })
+        })
+    }
+
+    fn is_late(&self) -> bool {
+        Instant::now() >= self.until
     }
 
     fn keep_as_it_is(&mut self, plan: Plan) -> bool {
@@ -110,12 +111,12 @@ impl Shrunk {
     }
 
     /// Takes runs of elements out: halves first, then ever smaller ones.
-    fn take_out(&mut self, until: Instant, len: fn(&Plan) -> usize, take: fn(&mut Plan, usize, usize)) {
+    fn take_out(&mut self, len: fn(&Plan) -> usize, take: fn(&mut Plan, usize, usize)) {
         let mut run = len(&self.plan).div_ceil(2);
         while run > 0 {
             let mut from = 0;
             while from < len(&self.plan) {
-                if Instant::now() >= until {
+                if self.is_late() {
                     return;
                 }
                 let mut smaller = self.plan.clone();
@@ -129,14 +130,18 @@ impl Shrunk {
     }
 
     /// Takes instances out, with everything that concerns them; or sends their clients to the first one.
-    fn fewer_instances(&mut self, until: Instant) {
+    fn fewer_instances(&mut self) {
         for gone in (0..self.plan.instances.len()).rev() {
-            if self.plan.instances.len() == 1 || Instant::now() >= until {
+            if self.plan.instances.len() == 1 || self.is_late() {
                 return;
             }
             let mut without = self.plan.clone();
             without.requests.retain(|request| request.instance != gone);
+            without.subscribers.retain(|subscriber| subscriber.instance != gone);
             let mut moved = self.plan.clone();
+            moved.subscribers.iter_mut().for_each(|subscriber| {
+                subscriber.instance = if subscriber.instance == gone { 0 } else { subscriber.instance };
+            });
             moved.requests.iter_mut().for_each(|request| {
                 request.instance = if request.instance == gone { 0 } else { request.instance };
             });
@@ -153,6 +158,9 @@ impl Shrunk {
                 for request in &mut plan.requests {
                     request.instance -= usize::from(request.instance > gone);
                 }
+                for subscriber in &mut plan.subscribers {
+                    subscriber.instance -= usize::from(subscriber.instance > gone);
+                }
                 if self.keep(plan) {
                     break;
                 }
@@ -161,11 +169,11 @@ impl Shrunk {
     }
 
     /// Takes endpoints out of configurations; they stay in the world, where nobody asks them.
-    fn fewer_endpoints(&mut self, until: Instant) {
+    fn fewer_endpoints(&mut self) {
         for instance in 0..self.plan.instances.len() {
             for at in (0..self.plan.instances[instance].endpoints.len()).rev() {
                 let mut plan = self.plan.clone();
-                if plan.instances[instance].endpoints.len() == 1 || Instant::now() >= until {
+                if plan.instances[instance].endpoints.len() == 1 || self.is_late() {
                     break;
                 }
                 plan.instances[instance].endpoints.remove(at);
@@ -175,7 +183,7 @@ impl Shrunk {
     }
 
     /// Takes models out of endpoints: whoever is there when everything heals asks for each of them.
-    fn fewer_models(&mut self, until: Instant) {
+    fn fewer_models(&mut self) {
         for endpoint in 0..self.plan.endpoints.len() {
             for model in 0..self.plan.endpoints[endpoint].models.len() {
                 let mut plan = self.plan.clone();
@@ -184,7 +192,7 @@ impl Shrunk {
                     continue;
                 }
                 plan.endpoints[endpoint].models[model] = (false, false);
-                if Instant::now() >= until {
+                if self.is_late() {
                     return;
                 }
                 if plan != self.plan {
@@ -195,12 +203,12 @@ impl Shrunk {
     }
 
     /// Tries each change at each of `len` places.
-    fn each(&mut self, until: Instant, len: fn(&Plan) -> usize, changes: &[Change]) {
+    fn each(&mut self, len: fn(&Plan) -> usize, changes: &[Change]) {
         for at in 0..len(&self.plan) {
             for change in changes {
                 let mut plan = self.plan.clone();
                 change(&mut plan, at);
-                if Instant::now() >= until {
+                if self.is_late() {
                     return;
                 }
                 if plan != self.plan {
@@ -232,6 +240,15 @@ const PLAINER_REQUESTS: &[Change] = &[
     |plan, at| plan.requests[at].leaves_after_us = None,
     |plan, at| plan.requests[at].leaves_after_chunks = None,
     |plan, at| plan.requests[at].leaves_after_us = plan.requests[at].leaves_after_us.map(|after| after / 2),
+];
+
+/// Subscribers that want everything and stay.
+const PLAINER_SUBSCRIBERS: &[Change] = &[
+    |plan, at| plan.subscribers[at].rests_us = 0,
+    |plan, at| plan.subscribers[at].at_us /= 2,
+    |plan, at| plan.subscribers[at].leaves_after = None,
+    |plan, at| plan.subscribers[at].cut_after = None,
+    |plan, at| plan.subscribers[at].changes_after = None,
 ];
 
 /// Worlds in which less goes on by itself, and that end sooner.

@@ -8,6 +8,7 @@ use pointsman::ports::{Bounds, BoxFuture, Revision, Seq, Store, StoreError, Vers
 
 use crate::disk::Disk;
 use crate::faults::Fault;
+use crate::oracle;
 use crate::script::Dice;
 use crate::sometimes::Point;
 use crate::trace::Actor;
@@ -104,7 +105,15 @@ impl SimStore {
 
 impl Store for SimStore {
     fn append(&self, at: Seq, records: Vec<Bytes>) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.write_with(move |disk| disk.append(at, records)))
+        Box::pin(async move {
+            let appended = self.write_with(move |disk| disk.append(at, records)).await;
+            match appended {
+                Ok(()) => self.world.reached(Point::Logged),
+                Err(StoreError::Conflict) => self.world.reached(Point::LoggedAfterAll),
+                Err(_) => {}
+            }
+            appended
+        })
     }
 
     fn read(&self, from: Seq, max: usize) -> BoxFuture<'_, Result<Vec<Bytes>, StoreError>> {
@@ -116,10 +125,17 @@ impl Store for SimStore {
     }
 
     fn trim(&self, floor: Seq) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.write_with(move |disk| {
-            disk.trim(floor);
-            Ok(())
-        }))
+        Box::pin(async move {
+            let now = self.world.now();
+            // What is about to be forgotten must be known first.
+            oracle::feed::learn(&mut self.world.state.lock(), now, self.instance);
+            self.world.reached(Point::LogTrimmed);
+            let trim = |disk: &mut Disk| {
+                disk.trim(floor);
+                Ok(())
+            };
+            self.write_with(trim).await
+        })
     }
 
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

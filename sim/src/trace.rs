@@ -24,6 +24,8 @@ pub(crate) enum Actor {
     Store(usize),
     /// A client, by its request.
     Client(usize),
+    /// A subscriber of the event log.
+    Subscriber(usize),
 }
 
 impl Actor {
@@ -35,6 +37,7 @@ impl Actor {
             Actor::Endpoint(index) => (3, index),
             Actor::Store(index) => (4, index),
             Actor::Client(index) => (5, index),
+            Actor::Subscriber(index) => (6, index),
         };
         (kind << 32) | number as u64
     }
@@ -49,6 +52,7 @@ impl fmt::Display for Actor {
             Actor::Endpoint(index) => write!(f, "endpoint {index}"),
             Actor::Store(index) => write!(f, "store {index}"),
             Actor::Client(index) => write!(f, "client {index}"),
+            Actor::Subscriber(index) => write!(f, "subscriber {index}"),
         }
     }
 }

@@ -11,12 +11,14 @@ use serde::{Deserialize, Serialize};
 use pointsman::core::breaker::Health;
 use pointsman::core::time::Timestamp;
 use pointsman::flow::router::Router;
+use pointsman::wire::filter::Filter;
 
 use crate::disk::Disk;
 use pointsman::core::signal::Signal;
 
 use crate::executor::{Domain, Handle, TaskId};
 use crate::faults::Fault;
+use crate::oracle::feed::Reference;
 use crate::plan::{Plan, RequestPlan, Settings};
 use crate::shared::Shared;
 use crate::sometimes::Point;
@@ -69,6 +71,7 @@ pub(crate) struct State {
     pub(crate) instances: Vec<Instance>,
     pub(crate) calls: Vec<Call>,
     pub(crate) clients: Vec<Client>,
+    pub(crate) subscribers: Vec<Subscriber>,
     /// For whoever drives the executor.
     pub(crate) commands: Vec<Command>,
     /// Listing calls so far, by instance and endpoint, so that each has streams of its own.
@@ -166,6 +169,8 @@ pub(crate) struct Instance {
     pub(crate) granted_since: Option<u64>,
     /// What the router last said it had stored.
     pub(crate) stored_seen: u64,
+    /// Its event log, as far as it is durable.
+    pub(crate) events: Reference,
 }
 
 /// What a breaker did, and what would have given it reason to.
@@ -235,6 +240,24 @@ pub(crate) struct Call {
     pub(crate) taken_at: u64,
     /// Its tokens, once they are known to the router.
     pub(crate) counted: Option<(u64, u64)>,
+}
+
+/// One follower of an instance's event log.
+#[derive(Clone, Debug)]
+pub(crate) struct Subscriber {
+    pub(crate) instance: usize,
+    /// What it wants now.
+    pub(crate) filter: Filter,
+    /// With which number it comes back.
+    pub(crate) resume: Option<u64>,
+    /// Everything up to here was given to it, or not wanted.
+    pub(crate) expect: Option<u64>,
+    /// The last event it was given in this session.
+    pub(crate) last_given: Option<u64>,
+    pub(crate) connected: bool,
+    pub(crate) sessions: u64,
+    /// Notified when a session ends.
+    pub(crate) ended: Signal,
 }
 
 /// How a client's request ended.

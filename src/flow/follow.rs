@@ -15,7 +15,7 @@ use crate::ports::StoreError;
 use crate::wire::event::Event;
 use crate::wire::filter::Filter;
 
-use super::log::{Record, first_after};
+use super::log::{Record, first_after, record};
 use super::router::Router;
 
 /// Events looked at in one step: the longest that one reader keeps a thread, and what one holds in memory.
@@ -103,10 +103,13 @@ impl Router {
         if self.log.latest_ms() <= time.as_millis() {
             return Ok(bounds.tip);
         }
-        let first = first_after(self.ports.store.as_ref(), bounds, time.as_millis()).await?;
-        if first == bounds.floor && bounds.floor > 1 {
-            // Later events than that may be among those that are gone.
-            return Err(FollowError::Gone { floor: bounds.floor });
+        let store = self.ports.store.as_ref();
+        let first = first_after(store, bounds, time.as_millis()).await?;
+        // Everything before it must be known to be earlier: what was given up may not have been.
+        if first > 1
+            && record(store, first - 1).await?.is_none_or(|before| before.latest_ms > time.as_millis())
+        {
+            return Err(FollowError::Gone { floor: self.log.bounds().floor });
         }
         Ok(first - 1)
     }

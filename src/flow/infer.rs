@@ -284,10 +284,11 @@ impl Router {
                 return Ok(slot);
             }
             let now = clock.now();
+            // Also before giving up: an endpoint may have come back by time alone.
+            self.usage.slots().recheck(now);
             if now >= deadline {
                 return ticket.leave().ok_or_else(|| Failure::QueueTimeout { model, waited }.into());
             }
-            self.usage.slots().recheck(now);
         }
     }
 

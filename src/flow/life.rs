@@ -41,7 +41,6 @@ impl Router {
 
     async fn log_for_ever(&self) {
         if self.log.is_on() {
-            self.note(Kind::InstanceJoined, Fields::default());
             join3(self.keep_log(), self.keep_log_short(), self.tell_health()).await;
         }
     }

@@ -69,14 +69,17 @@ impl Router {
         let slots = Arc::new(Slots::new(limits(&config)));
         let fleet = Fleet::new(config, &Fleet::default(), |limits, names| slots.configure(limits, names));
         let usage = Usage::new(slots, ledger);
-        Ok(Arc::new_cyclic(|this| Router {
+        let router = Arc::new_cyclic(|this| Router {
             ports,
             usage,
             log,
             fleet: Lock::new(Rank::Fleet, Arc::new(fleet)),
             reloaded: Signal::new(),
             this: Weak::clone(this),
-        }))
+        });
+        // Before anything else can happen to it.
+        router.note(Kind::InstanceJoined, Fields::default());
+        Ok(router)
     }
 
     /// Puts another configuration in force without dropping a request: endpoints that stay keep

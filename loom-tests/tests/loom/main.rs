@@ -16,6 +16,7 @@ mod queue;
 mod shutdown;
 mod signal;
 mod slots;
+mod timeline;
 mod usage;
 
 type Item = Model;
@@ -35,6 +36,7 @@ const SUITE: Suite = Suite {
         ledger::ALL,
         usage::ALL,
         shutdown::ALL,
+        timeline::ALL,
     ],
     variants: &[catalog::VARIANTS, usage::VARIANTS],
     zoo: zoo::ZOO,

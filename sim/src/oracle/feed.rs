@@ -1,0 +1,279 @@
+//! What subscribers are given, against the log as the disk holds it: nothing left out, nothing twice,
+//! nothing before it is durable, and no cut without a number to go on from.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use pointsman::core::timeline::Seq;
+use pointsman::flow::follow::{Begin, FollowError, Reader, Step};
+use pointsman::flow::router::Router;
+use pointsman::wire::event::Event;
+use pointsman::wire::filter::Filter;
+
+use crate::sometimes::Point;
+use crate::trace::Actor;
+use crate::world::{State, Status, World};
+
+use super::{FEED_DURABLE, FEED_EXACT, FEED_EXPLICIT, FEED_INDEPENDENT, FEED_PROGRESS};
+
+/// Bytes before the JSON of a stored event; see `flow::log`.
+const HEAD: usize = 8;
+
+/// Events looked at in one step, at most, so that no reader keeps a thread for long.
+const STEP_MAX: u64 = 512;
+
+/// The log of one instance as it became durable, for good.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reference {
+    /// The event with number n is at n - 1.
+    events: Vec<Arc<Event>>,
+    /// Requests that have started and not ended, by the log.
+    open: BTreeSet<String>,
+}
+
+impl Reference {
+    fn get(&self, seq: Seq) -> Option<&Arc<Event>> {
+        self.events.get(usize::try_from(seq).ok()?.checked_sub(1)?)
+    }
+
+    /// The first of the events behind `after` and before `before` that passes.
+    fn wanted(&self, filter: &Filter, after: Seq, before: Seq) -> Option<Seq> {
+        (after + 1..before).find(|seq| self.get(*seq).is_some_and(|event| filter.matches(event)))
+    }
+
+    /// One start, one end.
+    fn account(&mut self, seq: Seq, event: &Event) -> Result<(), String> {
+        let fields = event.fields().map_err(|bad| bad.to_string())?;
+        let request = || fields.request_id.as_deref().unwrap_or_default().to_owned();
+        match &*event.kind {
+            // Whatever was open when the instance crashed has no end.
+            "instance.joined" => self.open.clear(),
+            "instance.left" => {
+                if let Some(open) = self.open.first() {
+                    return Err(format!(
+                        "event {seq}: the instance left, and the end of {open} is not logged"
+                    ));
+                }
+            }
+            "request.started" if !self.open.insert(request()) => {
+                return Err(format!("event {seq}: {} starts twice", request()));
+            }
+            "request.finished" if !self.open.remove(&request()) => {
+                return Err(format!("event {seq}: {} ends without a start, or twice", request()));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Takes note of what has become durable in an instance's log.
+pub(crate) fn learn(state: &mut State, now: u64, instance: usize) {
+    let of = &mut state.instances[instance];
+    let known = of.events.events.len() as Seq;
+    let Some(records) = of.disk.durable_records(known + 1) else { return };
+    for (seq, record) in (known + 1..).zip(records) {
+        let judged = match Event::parse(record.slice(HEAD.min(record.len())..)) {
+            Err(bad) => Err(format!("event {seq} of instance {instance}: {bad}")),
+            Ok(event) => {
+                let judged = of.events.account(seq, &event);
+                of.events.events.push(Arc::new(event));
+                judged
+            }
+        };
+        if let Err(why) = judged {
+            return state.break_promise(now, FEED_DURABLE, format!("instance {instance}: {why}"));
+        }
+    }
+}
+
+fn broken(world: &World, number: usize, promise: &str, why: String) {
+    world.break_promise(promise, format!("subscriber {number}: {why}"));
+}
+
+/// A session began at a position; the tip was `tip` when it asked for it.
+pub(crate) fn began(world: &World, number: usize, begin: Begin, tip: Seq, reader: &Reader) {
+    let now = world.now();
+    let mut state = world.state.lock();
+    let instance = state.subscribers[number].instance;
+    learn(&mut state, now, instance);
+    let cursor = reader.cursor();
+    state.trace.note(now, Actor::Subscriber(number), "begins behind event {a}", cursor, 0);
+    let right = match begin {
+        Begin::After(0) => Ok(()),
+        Begin::After(after) if after == cursor => {
+            state.reached(Point::Resumed);
+            Ok(())
+        }
+        Begin::After(after) => {
+            Err(format!("it asked for what comes after {after} and begins after {cursor}"))
+        }
+        Begin::Live => Ok(()),
+        Begin::Since(time) => {
+            let events = &state.instances[instance].events;
+            let late = |seq: &Seq| events.get(*seq).is_some_and(|event| event.time_ms > time.as_millis());
+            let missed = (state.instances[instance].disk.bounds().floor..=cursor).find(late);
+            let early = |event: &Arc<Event>| event.time_ms <= time.as_millis();
+            let too_early = cursor < tip && events.get(cursor + 1).is_some_and(early);
+            match missed {
+                Some(missed) => {
+                    Err(format!("event {missed} is later than it asked for, and lies before {cursor}"))
+                }
+                None if too_early => Err(format!("event {} is not later than it asked for", cursor + 1)),
+                None => Ok(()),
+            }
+        }
+    };
+    if let Err(why) = right {
+        drop(state);
+        return broken(world, number, FEED_EXACT, why);
+    }
+    let of = &mut state.subscribers[number];
+    // Who has nothing to come back with begins anew.
+    of.expect = of.resume.and(of.expect).or(Some(cursor));
+}
+
+/// One step was looked at.
+pub(crate) fn looked(world: &World, number: usize, reader: &Reader, step: &Step) {
+    let tip = world.state.lock().instances[world.plan.subscribers[number].instance].disk.bounds().tip;
+    let ring = world.plan.settings.log.as_ref().map_or(0, |log| log.ring as u64);
+    if tip.saturating_sub(reader.cursor()) > ring {
+        world.reached(Point::ReadFromDisk);
+    }
+    let looked_at = step.end.saturating_sub(reader.cursor());
+    if looked_at > STEP_MAX {
+        let why = format!("{looked_at} events are read at once, while others wait");
+        broken(world, number, FEED_INDEPENDENT, why);
+    }
+}
+
+/// The subscriber was given an event.
+pub(crate) fn given(world: &World, number: usize, seq: Seq, event: &Event, prev: Option<Seq>) {
+    let now = world.now();
+    let mut state = world.state.lock();
+    let instance = state.subscribers[number].instance;
+    learn(&mut state, now, instance);
+    state.trace.note(now, Actor::Subscriber(number), "is given event {a}", seq, 0);
+    let State { subscribers, instances, .. } = &mut *state;
+    let (of, events) = (&mut subscribers[number], &instances[instance].events);
+    let expect = of.expect.unwrap_or(seq - 1);
+    let judged = match events.get(seq) {
+        None => Err((FEED_DURABLE, format!("is given event {seq}, which a crash would take back"))),
+        Some(known) if **known != *event => Err((
+            FEED_DURABLE,
+            format!("event {seq} is another than the one that was logged under this number"),
+        )),
+        Some(_) if seq <= expect => {
+            Err((FEED_EXACT, format!("is given event {seq} after everything up to {expect}")))
+        }
+        Some(_) if !of.filter.matches(event) => Err((FEED_EXACT, format!("did not want event {seq}"))),
+        Some(_) if prev != of.last_given => Err((
+            FEED_EXACT,
+            format!("event {seq} says that {prev:?} was before it, it was {:?}", of.last_given),
+        )),
+        Some(_) => match events.wanted(&of.filter, expect, seq) {
+            Some(missed) => Err((FEED_EXACT, format!("is given event {seq}, and never was event {missed}"))),
+            None => Ok(()),
+        },
+    };
+    (of.expect, of.resume, of.last_given) = (Some(seq), Some(seq), Some(seq));
+    let filtered = seq > expect + 1;
+    if filtered {
+        state.reached(Point::Filtered);
+    }
+    drop(state);
+    if let Err((promise, why)) = judged {
+        broken(world, number, promise, why);
+    }
+}
+
+/// The subscriber was told how far was looked.
+pub(crate) fn moved_on(world: &World, number: usize, end: Seq) {
+    let now = world.now();
+    let mut state = world.state.lock();
+    let instance = state.subscribers[number].instance;
+    learn(&mut state, now, instance);
+    let State { subscribers, instances, .. } = &mut *state;
+    let of = &mut subscribers[number];
+    let expect = of.expect.unwrap_or(end);
+    let missed = instances[instance].events.wanted(&of.filter, expect, end + 1);
+    (of.expect, of.resume) = (Some(end.max(expect)), Some(end));
+    drop(state);
+    if let Some(missed) = missed {
+        broken(
+            world,
+            number,
+            FEED_EXACT,
+            format!("everything up to {end} is done with, and event {missed} never came"),
+        );
+    }
+}
+
+/// It was cut off in mid-stream, and told the last number written.
+pub(crate) fn cut(world: &World, number: usize, last_seq: Seq) {
+    let now = world.now();
+    let mut state = world.state.lock();
+    state.trace.note(now, Actor::Subscriber(number), "is cut off after event {a}", last_seq, 0);
+    state.reached(Point::CutOffForSlowness);
+    // It takes the server's word for it, not its own.
+    state.subscribers[number].resume = Some(last_seq);
+}
+
+/// Nothing could be read.
+pub(crate) fn refused(world: &World, number: usize, router: &Router, error: &FollowError) {
+    let now = world.now();
+    let mut state = world.state.lock();
+    let instance = state.subscribers[number].instance;
+    learn(&mut state, now, instance);
+    let floor = router.log().bounds().floor;
+    let of = &mut state.subscribers[number];
+    let why = match error {
+        FollowError::Gone { floor: told } if *told <= floor && of.resume.unwrap_or(0) + 1 < floor => {
+            // It was told so, and goes on from there.
+            of.resume = Some(told - 1);
+            of.expect = of.expect.map(|expect| expect.max(told - 1)).or(Some(told - 1));
+            state.reached(Point::ToldGone);
+            return;
+        }
+        FollowError::Gone { floor: told } => {
+            format!(
+                "is told that events before {told} are gone, it stands at {:?}, the floor is {floor}",
+                of.resume
+            )
+        }
+        FollowError::Future { after, tip } => {
+            format!("is told that its number {after} is ahead of the tip {tip}")
+        }
+        FollowError::Store(_) => return,
+        FollowError::Off => "is told that the log is off".to_owned(),
+    };
+    drop(state);
+    broken(world, number, FEED_EXPLICIT, why);
+}
+
+/// After quiet: everything handed in is durable, and everybody has come to the tip.
+pub(crate) fn at_rest(world: &World) {
+    let now = world.now();
+    let mut state = world.state.lock();
+    for instance in 0..state.instances.len() {
+        learn(&mut state, now, instance);
+        let Some(router) = state.instances[instance].router.clone() else { continue };
+        let waiting = router.log().waiting();
+        if waiting > 0 {
+            let why = format!("{waiting} events of instance {instance} still wait to be durable at rest");
+            state.break_promise(now, FEED_PROGRESS, why);
+        }
+    }
+    for number in 0..state.subscribers.len() {
+        let of = &state.subscribers[number];
+        let (instance, expect) = (of.instance, of.expect);
+        let tip = state.instances[instance].events.events.len() as Seq;
+        let up = state.instances[instance].status == Status::Up;
+        if up && (!of.connected || expect != Some(tip)) {
+            let why = format!(
+                "subscriber {number} has everything up to {expect:?} at rest, the tip of instance {instance} is {tip}"
+            );
+            state.break_promise(now, FEED_PROGRESS, why);
+        }
+    }
+}
