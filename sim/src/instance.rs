@@ -263,6 +263,7 @@ pub(crate) fn end(world: &World, executor: &mut Executor, index: usize, stopped:
         Some(true) => {
             state.instances[index].disk.sync();
             oracle::after_stop(&mut state, &world.plan, now, index);
+            oracle::feed::after_stop(&mut state, now, index);
         }
         Some(false) => {
             state.instances[index].disk.sync();

@@ -42,6 +42,8 @@ struct State<E> {
     waiting: VecDeque<E>,
     /// Refused since the last batch was taken, for want of room.
     lost: u64,
+    /// Nothing more is taken in.
+    closed: bool,
     /// Numbered from `tip + 1`, not confirmed by the store yet.
     batch: Option<Arc<[E]>>,
     /// Somebody holds that batch.
@@ -93,6 +95,7 @@ impl<E: Clone> Timeline<E> {
         let state = State {
             waiting: VecDeque::new(),
             lost: 0,
+            closed: false,
             batch: None,
             taken: false,
             ring: VecDeque::new(),
@@ -108,6 +111,9 @@ impl<E: Clone> Timeline<E> {
     pub fn push(&self, event: E) -> bool {
         {
             let mut state = self.state.lock();
+            if state.closed {
+                return false;
+            }
             if state.waiting.len() >= self.limits.waiting {
                 state.lost += 1;
                 return false;
@@ -120,6 +126,17 @@ impl<E: Clone> Timeline<E> {
         }
         self.pushed.notify();
         true
+    }
+
+    /// Hands the last event in, for which there is always room. Whatever comes later is not logged.
+    pub fn close(&self, last: E) {
+        {
+            let mut state = self.state.lock();
+            if !core::mem::replace(&mut state.closed, true) {
+                state.waiting.push_back(last);
+            }
+        }
+        self.pushed.notify();
     }
 
     /// A future for the next push. Make it before [`Timeline::take`].
@@ -315,5 +332,16 @@ mod tests {
         timeline.take(3, |_| unreachable!("one still waits before them")).expect("three").durable();
         timeline.take(3, |lost| 100 + lost).expect("the rest").durable();
         assert_eq!(events(timeline.read(0, 9)), [1, 2, 3, 4, 102]);
+    }
+
+    #[test]
+    fn nothing_comes_after_the_last_event() {
+        let timeline = timeline(1, 0, 8);
+        timeline.push(1);
+        timeline.close(2);
+        assert!(!timeline.push(3));
+        timeline.close(4);
+        timeline.take(9, |_| unreachable!("what came too late is not lost")).expect("two wait").durable();
+        assert_eq!(events(timeline.read(0, 9)), [1, 2]);
     }
 }

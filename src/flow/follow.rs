@@ -19,7 +19,7 @@ use super::log::{Record, first_after, record};
 use super::router::Router;
 
 /// Events looked at in one step: the longest that one reader keeps a thread, and what one holds in memory.
-const STEP: usize = 512;
+const STEP: usize = 128;
 
 /// Where a reader begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

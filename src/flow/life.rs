@@ -35,7 +35,7 @@ impl Router {
         };
         // What was under way has been put back by now, so the last flush and append take all there is.
         let flushed = self.flush_all(patience).await;
-        self.note(Kind::InstanceLeft, Fields::default());
+        self.close_log();
         (served, flushed.and(self.append_all(patience).await))
     }
 

@@ -20,7 +20,7 @@ use super::{FEED_DURABLE, FEED_EXACT, FEED_EXPLICIT, FEED_INDEPENDENT, FEED_PROG
 const HEAD: usize = 8;
 
 /// Events looked at in one step, at most, so that no reader keeps a thread for long.
-const STEP_MAX: u64 = 512;
+const STEP_MAX: u64 = 128;
 
 /// The log of one instance as it became durable, for good.
 #[derive(Clone, Debug, Default)]
@@ -249,6 +249,17 @@ pub(crate) fn refused(world: &World, number: usize, router: &Router, error: &Fol
     };
     drop(state);
     broken(world, number, FEED_EXPLICIT, why);
+}
+
+/// After a graceful stop that said it stored everything.
+pub(crate) fn after_stop(state: &mut State, now: u64, instance: usize) {
+    learn(state, now, instance);
+    let of = &state.instances[instance];
+    let last = of.events.events.last();
+    if of.settings.log.is_some() && last.is_none_or(|event| event.kind != "instance.left") {
+        let why = format!("instance {instance} stopped in order, and its log ends with {last:?}");
+        state.break_promise(now, FEED_DURABLE, why);
+    }
 }
 
 /// After quiet: everything handed in is durable, and everybody has come to the tip.
