@@ -26,6 +26,8 @@ impl Router {
         serving: impl Future<Output = T>,
         patience: Duration,
     ) -> (T, Result<(), StoreError>) {
+        // Before anybody is served, so that a life's first event is the first of its life.
+        self.note(Kind::InstanceJoined, self.books());
         let served = {
             let background = join(join(self.warm_up(), self.keep_flushing()), self.log_for_ever());
             match select(pin!(serving), pin!(background)).await {
@@ -35,15 +37,22 @@ impl Router {
         };
         // What was under way has been put back by now, so the last flush and append take all there is.
         let flushed = self.flush_all(patience).await;
-        self.note(Kind::InstanceLeft, Fields::default());
+        let reason = flushed.as_ref().err().map(|error| error.to_string().into());
+        self.note(Kind::InstanceLeft, Fields { reason, ..self.books() });
         (served, flushed.and(self.append_all(patience).await))
     }
 
     async fn log_for_ever(&self) {
         if self.log.is_on() {
-            self.note(Kind::InstanceJoined, Fields::default());
             join3(self.keep_log(), self.keep_log_short(), self.tell_health()).await;
         }
+    }
+
+    /// What `flow::audit` compares one life's events with.
+    fn books(&self) -> Fields<'static> {
+        let totals = self.usage.ledger().totals();
+        let total = totals.values().fold(0, |sum: u64, tokens| sum.saturating_add(tokens.total()));
+        Fields { total_tokens: Some(total), ..Fields::default() }
     }
 
     /// Logs whenever an endpoint's breaker opens or closes, for ever.

@@ -23,7 +23,7 @@ use super::router::Router;
 const GROUP_MAX: usize = 4_096;
 
 /// Events that wait for the disk, at most: a few seconds of a busy router.
-const WAITING_MAX: usize = 65_536;
+pub(super) const WAITING_MAX: usize = 65_536;
 
 /// Pause after the store failed.
 const RETRY: Duration = Duration::from_millis(500);
