@@ -428,7 +428,7 @@ impl Audit {
         self.close();
         let total = stored.values().fold(0, |sum: u64, tokens| sum.saturating_add(tokens.total()));
         self.compare(tip, total);
-        if self.complete && self.report.events > 0 {
+        if self.complete && self.report.events > 0 && self.report.broken.is_none() {
             self.rows(tip, stored);
         }
         self.report.notes = self.notes();
@@ -474,7 +474,10 @@ impl Audit {
         let (report, doubts) = (&self.report, &self.doubts);
         let table = [
             (u64::from(report.events == 0), "the log holds no event: nothing could be checked"),
-            (report.floor - 1, "event(s) are no longer kept: what they would show was not checked"),
+            (
+                report.floor.saturating_sub(1),
+                "event(s) are no longer kept: what they would show was not checked",
+            ),
             (doubts.before_floor, "request(s) ended that began before the oldest event kept"),
             (
                 doubts.cut,
@@ -515,3 +518,7 @@ impl Audit {
         notes
     }
 }
+
+#[cfg(test)]
+#[path = "audit_tests.rs"]
+mod tests;
