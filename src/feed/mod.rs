@@ -353,12 +353,11 @@ impl Client {
         F: FnMut(Delivery) -> Done,
         Done: Future<Output = Result<(), E>>,
     {
-        let mut response =
-            match tokio::time::timeout(self.silence_max, self.request(order.cursor()).send()).await {
-                Err(_) => return self.silent(),
-                Ok(Err(error)) => return Ended::cut(reason(&error)),
-                Ok(Ok(response)) => response,
-            };
+        let mut response = match tokio::time::timeout(self.silence_max, self.request(order).send()).await {
+            Err(_) => return self.silent(),
+            Ok(Err(error)) => return Ended::cut(reason(&error)),
+            Ok(Ok(response)) => response,
+        };
         if response.status() != StatusCode::OK {
             return self.refused(response, order.cursor()).await;
         }
@@ -385,11 +384,11 @@ impl Client {
         }
     }
 
-    fn request(&self, cursor: Option<Seq>) -> reqwest::RequestBuilder {
+    fn request(&self, order: &Order) -> reqwest::RequestBuilder {
         let mut url = self.base.clone();
         {
             let mut query = url.query_pairs_mut();
-            match (cursor, &self.begin) {
+            match (order.cursor(), &self.begin) {
                 (Some(cursor), _) => drop(query.append_pair("after", &cursor.to_string())),
                 (None, Begin::Since(time)) => drop(query.append_pair("after", time)),
                 (None, _) => {}
@@ -399,7 +398,11 @@ impl Client {
         if url.query() == Some("") {
             url.set_query(None);
         }
-        let request = self.http.get(url).header(header::ACCEPT, "text/event-stream");
+        let mut request = self.http.get(url).header(header::ACCEPT, "text/event-stream");
+        if let Some(told) = order.told() {
+            // As a place to come back to, 0 is the place before event 1 and not all that is kept.
+            request = request.header("last-event-id", told);
+        }
         match &self.key {
             Some(key) => request.bearer_auth(key),
             None => request,
@@ -586,7 +589,9 @@ mod tests {
 
     #[test]
     fn a_request_says_where_to_begin_and_what_is_wanted() {
-        let url = |client: Client, cursor| client.request(cursor).build().unwrap().url().to_string();
+        let url = |client: Client, cursor| {
+            client.request(&Order::new(cursor, true)).build().unwrap().url().to_string()
+        };
         let client = || Client::new("http://r:1/base/").unwrap();
         assert_eq!(url(client(), Some(7)), "http://r:1/base/api/events?after=7");
         assert_eq!(url(client().live(), None), "http://r:1/base/api/events");

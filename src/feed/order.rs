@@ -63,12 +63,18 @@ pub(super) struct Order {
     last: Option<Seq>,
     /// Every number must come.
     dense: bool,
+    /// The cursor is a place in the log: told by the router, or a number other than 0, which stands for all
+    /// that is kept.
+    placed: bool,
+    /// The router told it.
+    told: bool,
 }
 
 impl Order {
     /// Behind `cursor`; `dense` if nothing is filtered out.
     pub(super) fn new(cursor: Option<Seq>, dense: bool) -> Order {
-        Order { cursor, given: None, last: None, dense }
+        let placed = cursor.is_some_and(|cursor| cursor > 0);
+        Order { cursor, given: None, last: None, dense, placed, told: false }
     }
 
     /// Another connection begins behind the cursor.
@@ -95,7 +101,7 @@ impl Order {
 
     /// The event was taken.
     pub(super) fn took(&mut self, seq: Seq) {
-        self.cursor = Some(seq);
+        self.took_point(seq);
         self.given = Some(seq);
         self.last = Some(seq);
     }
@@ -112,6 +118,13 @@ impl Order {
     /// The checkpoint was taken.
     pub(super) fn took_point(&mut self, seq: Seq) {
         self.cursor = Some(seq);
+        self.placed = true;
+        self.told = true;
+    }
+
+    /// The cursor, if the router told it.
+    pub(super) fn told(&self) -> Option<Seq> {
+        self.cursor.filter(|_| self.told)
     }
 
     /// Everything up to here was given.
@@ -119,9 +132,9 @@ impl Order {
         self.cursor
     }
 
-    /// The only number that can come, if only one can. Behind 0 it is whatever is kept.
+    /// The only number that can come, if only one can.
     fn expected(&self) -> Option<Seq> {
-        self.cursor.filter(|cursor| self.dense && *cursor > 0).map(|cursor| cursor + 1)
+        self.cursor.filter(|_| self.dense && self.placed).map(|cursor| cursor + 1)
     }
 }
 

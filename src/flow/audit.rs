@@ -198,7 +198,7 @@ impl Life {
 
     fn suspect(&mut self, seq: Seq, promise: Promise, why: String) {
         let events = self.events;
-        self.suspicion.get_or_insert_with(|| (Finding { seq, broken: Broken { promise, why } }, events));
+        self.suspicion.get_or_insert((Finding { seq, broken: Broken { promise, why } }, events));
     }
 
     fn open_requests(&self) -> u64 {

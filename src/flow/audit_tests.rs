@@ -65,6 +65,9 @@ fn stored(tokens: u64) -> Totals {
     Totals::from([(("http://a".into(), "m".into()), Tokens { input: tokens, output: 0 })])
 }
 
+/// What it is, the log, the tokens in the store, and what must be found.
+type Damage = (&'static str, Vec<Line>, u64, (Seq, Promise));
+
 /// What a log of these lines from `floor` on shows, with so many tokens in the store.
 fn show(floor: Seq, lines: &[Line], tokens: u64) -> Report {
     let mut audit = Audit::new(floor);
@@ -105,7 +108,7 @@ fn every_kind_of_damage_is_found_at_its_event_and_named() {
     let whole = [join(0), start("a"), finish("a", 5), leave(5)];
     assert_eq!(broken(&show(1, &whole, 5)), None);
     assert_eq!(broken(&show(1, &whole, 4)), Some((4, TokenConservation)), "stored tokens vanish");
-    let table: [(&str, Vec<Line>, u64, (Seq, Promise)); 10] = [
+    let table: [Damage; 10] = [
         ("no end", vec![join(0), start("a"), leave(0)], 0, (3, AnswerEnds)),
         ("no start", vec![join(0), finish("a", 5), leave(5)], 5, (2, AdmittedAddsUp)),
         (

@@ -45,6 +45,9 @@ fn checkpoint(seq: u64) -> String {
     format!("event: checkpoint\nid: {seq}\ndata: {{\"checkpoint\":{seq}}}\n\n")
 }
 
+/// What it is, whether the feed is filtered, what each connection gives, and what must be said.
+type Fault = (&'static str, bool, Vec<Vec<String>>, Disorder);
+
 /// Plays one script per connection; connections beyond them get a feed that stays silent.
 struct Server {
     url: String,
@@ -166,7 +169,7 @@ async fn the_cursor_moves_on_only_after_the_callback() {
 
 #[tokio::test]
 async fn holes_repetitions_and_wrong_order_stop_the_client_with_the_numbers() {
-    let table: [(&str, bool, Vec<Vec<String>>, Disorder); 7] = [
+    let table: [Fault; 7] = [
         (
             "a hole in an unfiltered feed",
             false,
@@ -333,7 +336,28 @@ async fn a_filtered_follower_stores_checkpoints_and_resumes_behind_them() {
     let filter = "kinds=request.*&kinds=log.lost&endpoints=http%3A%2F%2Fa%3A1";
     assert_eq!(server.asked(), [3, 30].map(|after| format!("/api/events?after={after}&{filter}")));
     let heads = server.requests.lock().unwrap().clone();
+    assert!(!heads[0].contains("last-event-id") && heads[1].contains("last-event-id: 30\r\n"), "{heads:?}");
     assert!(heads.iter().all(|head| head.contains("authorization: Bearer k1\r\n")), "{heads:?}");
+}
+
+#[tokio::test]
+async fn a_live_follower_that_was_told_its_place_comes_back_to_it_even_if_it_is_0() {
+    let server = Server::play(vec![
+        feed([checkpoint(0)]),
+        feed([event(1, None)]),
+        // Everything up to 7 was given up meanwhile.
+        feed([event(8, None)]),
+    ])
+    .await;
+    let (given, stopped) = follow(server.client().live(), usize::MAX).await;
+    assert_eq!(given, [0, 1]);
+    assert!(matches!(stopped, FeedError::Disorder(Disorder::Jump { seq: 8, expected: 2 })), "{stopped}");
+    assert_eq!(server.asked(), ["/api/events", "/api/events?after=0", "/api/events?after=1"]);
+    let heads = server.requests.lock().unwrap().clone();
+    assert!(
+        heads[1].contains("last-event-id: 0\r\n"),
+        "as a place to come back to, 0 is not all that is kept"
+    );
 }
 
 #[tokio::test]
