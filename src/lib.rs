@@ -14,6 +14,7 @@
 //! - `adapters`: the ports on tokio, reqwest and sled.
 //! - `http`: routes, auth, metrics, connections.
 //! - `pretend`: backends without models, for the demo, the tests and the benches.
+//! - `feed`: a client of the router's events, for other programs and `pointsman tail`.
 //! - `cli`: the command line.
 //!
 //! Without the default feature `server` only the first five are built, and nothing in the dependency
@@ -34,6 +35,8 @@ pub mod wire;
 pub mod adapters;
 #[cfg(feature = "server")]
 pub mod cli;
+#[cfg(feature = "server")]
+pub mod feed;
 #[cfg(feature = "server")]
 pub mod http;
 #[cfg(feature = "server")]

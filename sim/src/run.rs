@@ -318,6 +318,24 @@ impl Run {
                 return world.break_promise(oracle::ANSWER_ENDS, why);
             }
         }
+        if world.plan.settings.log.is_some() {
+            self.audits_find_nothing();
+        }
+    }
+
+    /// What `pointsman audit` says of each store.
+    fn audits_find_nothing(&mut self) {
+        let world = Arc::clone(&self.world);
+        let audits: Vec<_> = (0..world.plan.instances.len())
+            .map(|instance| {
+                world.handle.spawn(Domain::World, oracle::feed::audit(Arc::clone(&world), instance))
+            })
+            .collect();
+        for audit in audits {
+            while self.executor.is_running(audit) && !self.is_broken() {
+                self.until(self.world.now() + SECOND, |_| false);
+            }
+        }
     }
 
     fn outcome(&self) -> Outcome {

@@ -78,5 +78,7 @@ points! {
     ReadFromDisk = "a subscriber read events that the ring no longer held",
     SlowSubscriber = "a subscriber took its time over an event",
     CutOffForSlowness = "a subscriber was cut off in mid-step and told the last number written",
+    Audited = "a log was audited in which nothing ever crashed",
+    AuditedACrash = "a log was audited across a crash",
     ToldGone = "a subscriber was told that its next event is gone",
 }

@@ -1,16 +1,18 @@
-//! The command line: `serve`, `demo`, `check-config`.
+//! The command line: `serve`, `demo`, `check-config`, `tail`, `audit`.
 #![allow(
     clippy::disallowed_types,
     clippy::disallowed_methods,
     reason = "clock, chance and tokio live out here"
 )]
 
+mod audit;
 mod check_config;
 mod demo;
 mod files;
 mod instance;
 mod logs;
 mod serve;
+mod tail;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -38,6 +40,11 @@ enum Command {
     Demo(DemoArgs),
     /// Read the configuration, say what is wrong or odd, and start nothing
     CheckConfig(ConfigArgs),
+    /// Print a router's events, one JSON object per line, for as long as it runs and beyond
+    Tail(TailArgs),
+    /// Read the event log of a stopped router and check what was promised: 0 if all holds, 1 if not, 2 if
+    /// it cannot be read
+    Audit(AuditArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,6 +84,42 @@ struct DemoArgs {
     listen: SocketAddr,
 }
 
+#[derive(Debug, Args)]
+struct TailArgs {
+    /// The router
+    #[arg(long, default_value = "http://127.0.0.1:12434")]
+    url: String,
+    /// Begin behind this number (0: with the oldest event kept), or with what is later than this time, RFC
+    /// 3339; without it: with what comes from now on
+    #[arg(long, value_name = "N|TIME", value_parser = tail::After::parse)]
+    after: Option<tail::After>,
+    /// Only events of this kind; a `*` may stand at the end, as in `request.*`. Can be repeated
+    #[arg(long, value_name = "KIND")]
+    kinds: Vec<String>,
+    /// Only events of this endpoint, by its URL as configured. Can be repeated
+    #[arg(long, value_name = "URL")]
+    endpoints: Vec<String>,
+    /// Only events of this model. Can be repeated
+    #[arg(long, value_name = "MODEL")]
+    models: Vec<String>,
+    /// Print checkpoints too, as {"checkpoint":N}: with filters, the number to begin behind next time
+    #[arg(long)]
+    checkpoints: bool,
+    /// The router's key
+    #[arg(long, env = "NOMYO_ROUTER_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct AuditArgs {
+    /// The folder that was `serve`'s --data
+    #[arg(long)]
+    data: PathBuf,
+    /// One JSON object instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs one command. Failures are one sentence on standard error and exit code 1; wrong usage is 2.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
@@ -85,6 +128,8 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),
+        Command::Tail(args) => tail::run(args),
+        Command::Audit(args) => return audit::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -108,4 +153,8 @@ enum CliError {
     Pretend(std::io::Error),
     #[error("the signal handlers cannot be set up: {0}")]
     Signals(std::io::Error),
+    #[error(transparent)]
+    FeedSetup(#[from] crate::feed::SetupError),
+    #[error(transparent)]
+    Feed(Box<crate::feed::FeedError<std::io::Error>>),
 }

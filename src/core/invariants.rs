@@ -18,6 +18,12 @@ pub enum Promise {
     TokenConservation,
     /// Admitted = queued + in flight + finished.
     AdmittedAddsUp,
+    /// Every request ends.
+    AnswerEnds,
+    /// A reader is given every event once, in order, whatever number or time it begins at.
+    FeedExact,
+    /// What was logged stays, under its number.
+    FeedDurable,
 }
 
 impl Promise {
@@ -28,6 +34,9 @@ impl Promise {
             Promise::SlotLimit => "slot-limit",
             Promise::TokenConservation => "token-conservation",
             Promise::AdmittedAddsUp => "admitted-adds-up",
+            Promise::AnswerEnds => "answer-ends",
+            Promise::FeedExact => "feed-exact",
+            Promise::FeedDurable => "feed-durable",
         }
     }
 }

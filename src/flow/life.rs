@@ -35,7 +35,7 @@ impl Router {
         };
         // What was under way has been put back by now, so the last flush and append take all there is.
         let flushed = self.flush_all(patience).await;
-        self.close_log();
+        self.close_log(flushed.as_ref().err());
         (served, flushed.and(self.append_all(patience).await))
     }
 

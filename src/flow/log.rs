@@ -23,7 +23,7 @@ use super::router::Router;
 const GROUP_MAX: usize = 4_096;
 
 /// Events that wait for the disk, at most: a few seconds of a busy router.
-const WAITING_MAX: usize = 65_536;
+pub(super) const WAITING_MAX: usize = 65_536;
 
 /// Pause after the store failed.
 const RETRY: Duration = Duration::from_millis(500);
@@ -186,11 +186,25 @@ impl Router {
         }
     }
 
-    /// Logs that the router ends in order; nothing that happens later is logged.
-    pub(super) fn close_log(&self) {
+    /// Logs that the router begins: the first event of its life.
+    pub(super) fn begin_log(&self) {
+        self.note(Kind::InstanceJoined, self.books());
+    }
+
+    /// Logs that the router ends in order, and whether its last token counts could not be stored; nothing
+    /// that happens later is logged.
+    pub(super) fn close_log(&self, failed: Option<&StoreError>) {
         let time_ms = self.ports.clock.wall().as_millis();
-        let left = Event::new(Kind::InstanceLeft, Fields { time_ms, ..Fields::default() });
+        let reason = failed.map(|error| error.to_string().into());
+        let left = Event::new(Kind::InstanceLeft, Fields { time_ms, reason, ..self.books() });
         self.log.timeline.close(Arc::new(left));
+    }
+
+    /// What `flow::audit` compares one life's events with.
+    fn books(&self) -> Fields<'static> {
+        let totals = self.usage.ledger().totals();
+        let total = totals.values().fold(0, |sum: u64, tokens| sum.saturating_add(tokens.total()));
+        Fields { total_tokens: Some(total), ..Fields::default() }
     }
 
     /// Makes events durable as they come, for ever.

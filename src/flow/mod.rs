@@ -3,6 +3,7 @@
 
 pub mod answer;
 mod attempt;
+pub mod audit;
 mod deadline;
 pub mod failure;
 pub mod fleet;

@@ -78,7 +78,7 @@ impl Router {
             this: Weak::clone(this),
         });
         // Before anything else can happen to it.
-        router.note(Kind::InstanceJoined, Fields::default());
+        router.begin_log();
         Ok(router)
     }
 

@@ -122,6 +122,9 @@ pub struct Fields<'a> {
     /// How many events are missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events: Option<u64>,
+    /// All tokens ever counted, when an instance joins or leaves: so that its life can be audited by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_tokens: Option<u64>,
 }
 
 /// One event: its bytes, and what filters ask of it.
@@ -196,11 +199,19 @@ impl Event {
 
 fn shorten(name: &mut Option<Cow<'_, str>>) {
     if let Some(name) = name
-        && name.len() > NAME_MAX
+        && let Cow::Owned(short) = label(name)
     {
-        let end = (0..=NAME_MAX).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0);
-        *name = Cow::Owned(format!("{}...", &name[..end]));
+        *name = Cow::Owned(short);
     }
+}
+
+/// A name as events spell it: whole, or cut if it is very long.
+pub fn label(name: &str) -> Cow<'_, str> {
+    if name.len() <= NAME_MAX {
+        return Cow::Borrowed(name);
+    }
+    let end = (0..=NAME_MAX).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0);
+    Cow::Owned(format!("{}...", &name[..end]))
 }
 
 #[cfg(test)]

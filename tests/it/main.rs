@@ -3,10 +3,12 @@
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "a real process lives in real time")]
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test says what broke by panicking")]
 
+mod audit;
 mod bad_input;
 mod choice;
 mod clients;
 mod demo;
+mod feed_client;
 mod house;
 mod life;
 mod proxying;

@@ -5,12 +5,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pointsman::core::timeline::Seq;
+use pointsman::flow::audit;
 use pointsman::flow::follow::{Begin, FollowError, Reader, Step};
 use pointsman::flow::router::Router;
 use pointsman::wire::event::Event;
 use pointsman::wire::filter::Filter;
 
 use crate::sometimes::Point;
+use crate::store::SimStore;
 use crate::trace::Actor;
 use crate::world::{State, Status, World};
 
@@ -259,6 +261,23 @@ pub(crate) fn after_stop(state: &mut State, now: u64, instance: usize) {
     if of.settings.log.is_some() && last.is_none_or(|event| event.kind != "instance.left") {
         let why = format!("instance {instance} stopped in order, and its log ends with {last:?}");
         state.break_promise(now, FEED_DURABLE, why);
+    }
+}
+
+/// Reads a stopped instance's store as `pointsman audit` does.
+pub(crate) async fn audit(world: Arc<World>, instance: usize) {
+    let store = SimStore { world: Arc::clone(&world), instance };
+    match audit::audit(&store).await {
+        Err(error) => {
+            world.break_promise(FEED_DURABLE, format!("the audit of instance {instance} fails: {error}"))
+        }
+        Ok(report) => {
+            if let Some(found) = report.broken {
+                let why = format!("the audit of instance {instance} finds: {found}");
+                world.break_promise(found.broken.promise.name(), why);
+            }
+            world.reached(if report.crashes > 0 { Point::AuditedACrash } else { Point::Audited });
+        }
     }
 }
 
