@@ -66,6 +66,7 @@ impl Instance {
             granted_since: None,
             stored_seen: 0,
             events: Default::default(),
+            audited: false,
         }
     }
 }

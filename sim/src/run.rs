@@ -326,15 +326,14 @@ impl Run {
     /// What `pointsman audit` says of each store.
     fn audits_find_nothing(&mut self) {
         let world = Arc::clone(&self.world);
-        let audits: Vec<_> = (0..world.plan.instances.len())
-            .map(|instance| {
-                world.handle.spawn(Domain::World, oracle::feed::audit(Arc::clone(&world), instance))
-            })
-            .collect();
-        for audit in audits {
-            while self.executor.is_running(audit) && !self.is_broken() {
-                self.until(self.world.now() + SECOND, |_| false);
-            }
+        let count = world.plan.instances.len();
+        for instance in 0..count {
+            world.handle.spawn(Domain::World, oracle::feed::audit(Arc::clone(&world), instance));
+        }
+        let all =
+            |world: &World| world.state.lock().instances.iter().filter(|of| of.audited).count() == count;
+        if !self.until(world.now() + 60 * SECOND, all) {
+            world.break_promise(oracle::FEED_PROGRESS, "a store cannot be audited within 60 s".to_owned());
         }
     }
 

@@ -171,6 +171,8 @@ pub(crate) struct Instance {
     pub(crate) stored_seen: u64,
     /// Its event log, as far as it is durable.
     pub(crate) events: Reference,
+    /// Its store was read once more when all was over.
+    pub(crate) audited: bool,
 }
 
 /// What a breaker did, and what would have given it reason to.

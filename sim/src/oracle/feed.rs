@@ -267,7 +267,9 @@ pub(crate) fn after_stop(state: &mut State, now: u64, instance: usize) {
 /// Reads a stopped instance's store as `pointsman audit` does.
 pub(crate) async fn audit(world: Arc<World>, instance: usize) {
     let store = SimStore { world: Arc::clone(&world), instance };
-    match audit::audit(&store).await {
+    let audited = audit::audit(&store).await;
+    world.state.lock().instances[instance].audited = true;
+    match audited {
         Err(error) => {
             world.break_promise(FEED_DURABLE, format!("the audit of instance {instance} fails: {error}"))
         }
