@@ -7,6 +7,7 @@ mod bad_input;
 mod choice;
 mod clients;
 mod demo;
+mod feed;
 mod house;
 mod life;
 mod proxying;
