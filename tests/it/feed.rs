@@ -3,11 +3,20 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, Stream};
 use futures_util::{SinkExt, StreamExt};
+use pointsman::adapters::clock::SystemClock;
+use pointsman::adapters::entropy::SeededEntropy;
+use pointsman::adapters::memory::MemoryStore;
+use pointsman::adapters::spawn::TokioSpawn;
+use pointsman::adapters::upstream::HttpUpstream;
+use pointsman::config::Config;
+use pointsman::flow::router::{Ports, Router as Inner};
+use pointsman::http::{App, server};
 use pointsman::pretend::{Pretend, Profile};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,7 +25,7 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::pretend;
-use crate::router::Router;
+use crate::router::{Router, yaml};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -627,4 +636,84 @@ async fn a_stop_ends_every_stream_cleanly() {
     while socket.next().await.is_some() {}
     let status = router.wait(Duration::from_secs(5));
     assert!(status.success(), "{status}\n{}", router.log());
+}
+
+/// A router within this process, whose log can be trimmed at will, and its address.
+async fn within(backend: &Pretend, more: &str) -> (Arc<Inner>, String) {
+    let more = format!("max_concurrent_connections: 64\n{more}");
+    let (config, _) = Config::parse(&yaml(&[backend.endpoint()], &more), &|_| None).unwrap();
+    let ports = Ports {
+        clock: Arc::new(SystemClock::new()),
+        entropy: Arc::new(SeededEntropy::new(1)),
+        spawn: Arc::new(TokioSpawn::current()),
+        upstream: Arc::new(HttpUpstream::new(Duration::from_secs(5)).unwrap()),
+        store: Arc::new(MemoryStore::new()),
+    };
+    let router = Inner::start(config, ports).await.unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let serving = Arc::clone(&router);
+    tokio::spawn(async move {
+        let limits = || server::Limits { header_timeout: PATIENCE, stall_timeout: PATIENCE, grace: PATIENCE };
+        let never = std::future::pending::<std::future::Ready<()>>();
+        let serve = server::serve(listener, App::new(Arc::clone(&serving)), limits, never);
+        serving.live(serve, PATIENCE).await
+    });
+    (router, address)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_longer_kept_is_said_before_a_stream_and_in_the_middle_of_one() {
+    let backend = backend();
+    let (router, address) = within(&backend, "event_log_max_events: 1000\nevent_ring: 16\n").await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let narrow_sse = |query: &'static str| Sse::narrow(&address, query);
+    ask(&http, &address, &"n".repeat(250), 1_000).await;
+    let (mut sse, mut socket) =
+        (narrow_sse("after=0").await, ws_over(narrow(&address).await, "after=0").await.unwrap());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ask(&http, &address, "m", 100).await;
+    router.trim_log().await.unwrap();
+    let bounds = router.log().bounds();
+    assert!(bounds.floor > 1_000, "{bounds:?}");
+
+    let frames = sse.rest().await;
+    let (error, events) = frames.split_last().unwrap();
+    let last = events.last().unwrap().id;
+    assert_eq!((error.event.as_str(), error.id), ("error", last));
+    assert_eq!(error.data, json!({ "error": "Gone", "last_seq": last, "floor": bounds.floor }));
+    assert_no_hole(&events.iter().map(|frame| frame.data.clone()).collect::<Vec<_>>(), 1);
+
+    let mut last = None;
+    let error = loop {
+        let message = heard(&mut socket).await.unwrap();
+        match message.get("seq") {
+            Some(seq) => last = seq.as_u64(),
+            None => break message,
+        }
+    };
+    assert_eq!(error, json!({ "error": "Gone", "last_seq": last, "floor": bounds.floor }));
+    assert_eq!(heard(&mut socket).await, Err(Some(4010)));
+
+    for (after, id, status) in [
+        ("1", None, 410),
+        (&(bounds.floor - 2).to_string(), None, 410),
+        ("0", Some("3"), 410),
+        ("0", Some("0"), 410),
+        ("1970-01-01T00:00:00Z", None, 410),
+    ] {
+        let mut request = http.get(format!("{address}/api/events?after={after}"));
+        if let Some(id) = id {
+            request = request.header("last-event-id", id);
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), status, "{after} {id:?}");
+        let body: Value = response.json().await.unwrap();
+        assert_eq!(body["floor"], bounds.floor, "{body}");
+        assert!(body["error"].as_str().unwrap().contains("no longer kept"), "{body}");
+    }
+    for after in ["0".to_owned(), (bounds.floor - 1).to_string()] {
+        let sent = http.get(format!("{address}/api/events?after={after}")).send().await.unwrap();
+        assert_eq!(seq(&Sse::of(sent).event().await), bounds.floor, "after={after}");
+    }
 }
