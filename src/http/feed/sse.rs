@@ -52,7 +52,7 @@ fn frame(turn: &Turn) -> Option<Bytes> {
         Turn::End(ending) => {
             let (seq, object) = ending.object()?;
             if matches!(ending, Ending::TooSlow { .. }) {
-                let retry = write!(out, "retry: {}\n", RETRY_AFTER.as_millis());
+                let retry = writeln!(out, "retry: {}", RETRY_AFTER.as_millis());
                 retry.expect("a vector takes everything");
             }
             let written = write!(out, "event: error\nid: {seq}\ndata: {object}\n\n");
