@@ -469,6 +469,39 @@ async fn wishes_change_from_the_cursor_on() {
 }
 
 #[tokio::test]
+async fn a_wish_in_the_middle_of_replay_parts_the_log_in_two() {
+    let backend = backend();
+    let router = router(&backend, "");
+    long_requests(&router, 600).await;
+    let tip = tip(&router).await;
+    let all = Sse::open(&router, "after=0").await.events_to(tip).await;
+    let of = |kind: &str, from: u64, to: u64| -> Vec<u64> {
+        let is = |event: &&Value| event["kind"] == kind && (from..=to).contains(&seq(event));
+        all.iter().filter(is).map(seq).collect()
+    };
+    let socket = narrow(&router.url("")).await;
+    let mut socket = ws_over(socket, "after=0&kinds=request.started").await.unwrap();
+    let update = json!({ "type": "options_update", "kinds": ["request.finished"] });
+    socket.send(Message::text(update.to_string())).await.unwrap();
+    let (mut before, mut behind, mut given, mut reached) = (None, 0, Vec::new(), 0);
+    while reached < tip {
+        let message = heard(&mut socket).await.unwrap();
+        if let Some(cursor) = message["options_updated"].as_u64() {
+            (before, behind) = (Some(std::mem::take(&mut given)), cursor);
+        } else if let Some(checkpoint) = message["checkpoint"].as_u64() {
+            reached = checkpoint;
+        } else {
+            reached = seq(&message);
+            given.push(reached);
+        }
+    }
+    let before = before.expect("the wish was answered");
+    assert!(behind < tip, "the wish came in the middle");
+    assert_eq!(before, of("request.started", 1, behind));
+    assert_eq!(given, of("request.finished", behind + 1, tip));
+}
+
+#[tokio::test]
 async fn garbage_over_a_socket_is_answered_and_ends_it() {
     let backend = backend();
     let router = router(&backend, "");
