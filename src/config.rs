@@ -98,7 +98,7 @@ pub struct Config {
     /// `event_ring`: so many of the newest events are held in memory, for subscribers who are nearly up
     /// to date. Default 16,384; read at start only.
     pub event_ring: usize,
-    /// `subscribers_max`: so many may be connected at a time, over all addresses. Default 10,000.
+    /// `subscribers_max`: so many may be connected at a time, over all addresses; 0 is no limit. Default 10,000.
     pub subscribers_max: usize,
     /// `per_ip_connections`: so many subscribers may be connected from one address (IPv6: one /64 network);
     /// 0 is no limit. Default 1,000.

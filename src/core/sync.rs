@@ -53,12 +53,14 @@ pub enum Rank {
     Catalog,
     /// Events waiting to be durable, and the newest that are.
     Timeline,
+    /// Who follows the event log from where, or what one address may still be given.
+    Subscribers,
     /// The wakers of one signal: innermost, so that anybody may notify.
     Signal,
 }
 
-const RANKS: [Rank; 6] =
-    [Rank::Fleet, Rank::Slots, Rank::Ledger, Rank::Catalog, Rank::Timeline, Rank::Signal];
+const RANKS: [Rank; 7] =
+    [Rank::Fleet, Rank::Slots, Rank::Ledger, Rank::Catalog, Rank::Timeline, Rank::Subscribers, Rank::Signal];
 
 impl Rank {
     /// The name used in metrics and in the panic message of an inversion.
@@ -69,6 +71,7 @@ impl Rank {
             Rank::Ledger => "ledger",
             Rank::Catalog => "catalog",
             Rank::Timeline => "timeline",
+            Rank::Subscribers => "subscribers",
             Rank::Signal => "signal",
         }
     }

@@ -12,6 +12,7 @@ use crate::core::sync::Arc;
 use crate::flow::router::Router;
 use crate::wire::request::Shape;
 
+use super::feed::{self, Seats};
 use super::metrics::Metrics;
 use super::request_id::X_REQUEST_ID;
 use super::{auth, inference, overview, reply, request_id, usage};
@@ -21,7 +22,10 @@ use super::{auth, inference, overview, reply, request_id, usage};
 pub struct App {
     pub(super) router: Arc<Router>,
     pub(super) metrics: Arc<Metrics>,
-    /// True once the server stops: streams that would never end by themselves end then.
+    /// Who follows the event log.
+    pub(super) seats: Arc<Seats>,
+    /// True once the server stops: streams that would never end by themselves end then. Connections and such
+    /// streams hold a receiver, so the server knows when the last of them has ended.
     stopping: Arc<watch::Sender<bool>>,
 }
 
@@ -39,8 +43,9 @@ const INFERENCE: [(&str, Shape); 7] = [
 impl App {
     /// The app over a running router.
     pub fn new(router: Arc<Router>) -> App {
-        let metrics = Arc::new(Metrics::new(Arc::clone(&router)));
-        App { router, metrics, stopping: Arc::new(watch::Sender::new(false)) }
+        let seats = Arc::new(Seats::new());
+        let metrics = Arc::new(Metrics::new(Arc::clone(&router), Arc::clone(&seats)));
+        App { router, metrics, seats, stopping: Arc::new(watch::Sender::new(false)) }
     }
 
     /// Ends the streams that would never end by themselves.
@@ -50,6 +55,11 @@ impl App {
 
     pub(super) fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.subscribe()
+    }
+
+    /// Completes when every connection has ended and every such stream: a WebSocket's outlives its connection.
+    pub(super) async fn stopped(&self) {
+        self.stopping.closed().await;
     }
 
     /// The routes as a service.
@@ -72,6 +82,9 @@ impl App {
             .route("/api/usage", get(usage::usage))
             .route("/api/usage-stream", get(usage::stream))
             .route("/api/token_counts", get(usage::token_counts))
+            .route(feed::ROUTES[0], get(feed::events))
+            .route(feed::ROUTES[1], get(feed::socket))
+            .route("/api/events/bounds", get(feed::bounds))
             .route("/metrics", get(usage::metrics))
             .route("/", get(|| async { "pointsman is running\n" }))
             .fallback(unknown_route)

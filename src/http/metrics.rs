@@ -21,6 +21,8 @@ use crate::core::time::Instant;
 use crate::flow::router::Router;
 use crate::ports::Clock;
 
+use super::feed::Seats;
+
 /// Bounds of the histograms in seconds: from a cached embedding to a long answer.
 const SECONDS: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
 
@@ -30,17 +32,24 @@ struct Ended {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CutOff {
+    reason: &'static str,
+}
+
 /// Everything `/metrics` shows.
 pub(super) struct Metrics {
     registry: Registry,
     requests: Family<Ended, Counter>,
     duration: Histogram,
     first_byte: Histogram,
+    delivered: Counter,
+    cut_off: Family<CutOff, Counter>,
     clock: Arc<dyn Clock>,
 }
 
 impl Metrics {
-    pub(super) fn new(router: Arc<Router>) -> Metrics {
+    pub(super) fn new(router: Arc<Router>, seats: Arc<Seats>) -> Metrics {
         let mut registry = Registry::with_prefix("pointsman");
         let requests = Family::default();
         let (duration, first_byte) = (Histogram::new(SECONDS), Histogram::new(SECONDS));
@@ -57,9 +66,13 @@ impl Metrics {
             Unit::Seconds,
             first_byte.clone(),
         );
+        let (delivered, cut_off) = (Counter::default(), Family::default());
+        registry.register("events_delivered", "Events written to subscribers", delivered.clone());
+        let help = "Subscribers cut off, by reason: stalled, lagging, gone, failed";
+        registry.register("subscribers_cut_off", help, cut_off.clone());
         let clock = Arc::clone(&router.ports().clock);
-        registry.register_collector(Box::new(State { router }));
-        Metrics { registry, requests, duration, first_byte, clock }
+        registry.register_collector(Box::new(State { router, seats }));
+        Metrics { registry, requests, duration, first_byte, delivered, cut_off, clock }
     }
 
     /// A request begins; how it ends is counted once, whatever happens to it.
@@ -71,6 +84,16 @@ impl Metrics {
     fn ended(&self, route: &'static str, outcome: &'static str, took: Duration) {
         self.requests.get_or_create(&Ended { route, outcome }).inc();
         self.duration.observe(took.as_secs_f64());
+    }
+
+    /// Events were written to a subscriber.
+    pub(super) fn delivered(&self, count: u64) {
+        self.delivered.inc_by(count);
+    }
+
+    /// A subscriber was cut off.
+    pub(super) fn cut_off(&self, reason: &'static str) {
+        self.cut_off.get_or_create(&CutOff { reason }).inc();
     }
 
     /// The OpenMetrics text.
@@ -119,6 +142,7 @@ impl Drop for Running {
 /// The state, read when it is scraped.
 struct State {
     router: Arc<Router>,
+    seats: Arc<Seats>,
 }
 
 impl fmt::Debug for State {
@@ -195,6 +219,17 @@ impl Collector for State {
         let waiting = [(vec![], gauge(i64::try_from(waiting).unwrap_or(i64::MAX)))];
         let help = "Tokens counted and not yet durable: what a crash now would lose";
         write(encoder, ("tokens_waiting", help, MetricType::Gauge), waiting)?;
+
+        let subscribers = [(vec![], gauge(self.seats.taken() as i64))];
+        write(encoder, ("subscribers", "Subscribers to the event log", MetricType::Gauge), subscribers)?;
+        let (log, number) = (self.router.log(), |count: u64| gauge(i64::try_from(count).unwrap_or(i64::MAX)));
+        let waiting = [(vec![], gauge(log.waiting() as i64))];
+        write(encoder, ("events_waiting", "Events that are not durable yet", MetricType::Gauge), waiting)?;
+        let bounds = log.bounds();
+        let floor = [(vec![], number(bounds.floor))];
+        write(encoder, ("log_floor", "The oldest event that is kept", MetricType::Gauge), floor)?;
+        let tip = [(vec![], number(bounds.tip))];
+        write(encoder, ("log_tip", "The newest event that is durable", MetricType::Gauge), tip)?;
 
         let locks = contention();
         let named = |lock: &Contention| vec![("lock", lock.lock.to_owned())];

@@ -9,9 +9,11 @@
 mod app;
 mod auth;
 mod body;
+mod feed;
 mod inference;
 mod metrics;
 mod overview;
+mod peer;
 mod reply;
 mod request_id;
 pub mod server;

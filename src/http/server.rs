@@ -4,24 +4,37 @@ use std::io;
 use std::pin::pin;
 
 use core::future::Future;
+use core::net::IpAddr;
+use core::pin::Pin;
 use core::time::Duration;
 
-use hyper::server::conn::http1;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1::{self, UpgradeableConnection};
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 
 use super::app::App;
+use super::feed;
+use super::peer::Peer;
 
 /// Pause after the system refused a connection for want of file descriptors or memory.
 const BREATHER: Duration = Duration::from_millis(100);
 
 /// After how long a silent connection is probed, so that a client whose machine vanished is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// What one connection buffers of an answer before it waits for the client, in bytes; the longest head of a
+/// request too.
+const BUFFER: usize = 64 * 1024;
+
+type Connection = UpgradeableConnection<TokioIo<Pin<Box<TimeoutStream<TcpStream>>>>, Known>;
 
 /// Limits on one connection.
 #[derive(Clone, Copy, Debug)]
@@ -53,14 +66,13 @@ pub async fn serve<Hurry: Future<Output = ()>>(
 ) -> Stopped {
     let service = TowerToHyperService::new(app.routes());
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new());
-    let connections = GracefulShutdown::new();
+    http.timer(TokioTimer::new()).max_buf_size(BUFFER);
     let mut tasks = JoinSet::new();
     let mut stop = pin!(stop);
     let hurry = loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok((stream, peer)) => (stream, peer.ip()),
                 Err(error) => {
                     if !is_of_one_connection(&error) {
                         tracing::warn!(%error, "cannot accept connections at the moment");
@@ -79,11 +91,12 @@ pub async fn serve<Hurry: Future<Output = ()>>(
         http.header_read_timeout(header_timeout);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(stall_timeout));
-        let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service.clone());
-        let connection = connections.watch(connection);
+        let service = Known { service: service.clone(), peer };
+        let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service).with_upgrades();
+        let stopping = app.stopping();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = attend(connection, stopping).await {
                 tracing::debug!(%error, "connection ended");
             }
         });
@@ -91,13 +104,46 @@ pub async fn serve<Hurry: Future<Output = ()>>(
     drop(listener);
     app.stop();
     tokio::select! {
-        () = connections.shutdown() => return Stopped::Drained,
+        () = app.stopped() => return Stopped::Drained,
         () = tokio::time::sleep(limits().grace) => {}
         () = hurry => {}
     }
     // Whoever is cut off gives its slot and its tokens back before this returns.
     tasks.shutdown().await;
     Stopped::CutOff
+}
+
+/// A connection to its end: once the server stops, the answer under way is its last.
+async fn attend(connection: Connection, mut stopping: watch::Receiver<bool>) -> hyper::Result<()> {
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return ended,
+        // The guard it gives is let go at once: it cannot be kept across an await.
+        _ = async { stopping.wait_for(|stopping| *stopping).await.map(drop) } => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
+}
+
+/// The routes, for a connection whose peer is known.
+struct Known {
+    service: TowerToHyperService<axum::Router>,
+    peer: IpAddr,
+}
+
+impl Service<Request<Incoming>> for Known {
+    type Response = <TowerToHyperService<axum::Router> as Service<Request<Incoming>>>::Response;
+    type Error = <TowerToHyperService<axum::Router> as Service<Request<Incoming>>>::Error;
+    type Future = <TowerToHyperService<axum::Router> as Service<Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        // An extension costs memory, so only who needs it has it.
+        if feed::ROUTES.contains(&request.uri().path()) {
+            request.extensions_mut().insert(Peer(self.peer));
+        }
+        self.service.call(request)
+    }
 }
 
 fn tune(stream: &TcpStream) -> io::Result<()> {

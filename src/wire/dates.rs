@@ -1,5 +1,5 @@
 //! Dates as the two families write them: Ollama RFC 3339, OpenAI seconds since 1970. Only what the
-//! unions of `listing` need: years 1970 to 9999, whole seconds, no leap seconds, no clock.
+//! unions of `listing` and the readers of the event log need: years 1970 to 9999, no leap seconds, no clock.
 
 /// 9999-12-31T23:59:59Z; RFC 3339 has no later year.
 const SECONDS_MAX: u64 = 253_402_300_799;
@@ -25,6 +25,11 @@ pub(super) fn to_rfc3339(unix_seconds: u64) -> String {
 
 /// Seconds since 1970 of an RFC 3339 time, its fraction cut off. `None` if it is not one, or is earlier.
 pub(super) fn from_rfc3339(text: &str) -> Option<u64> {
+    Some(millis_from_rfc3339(text)? / 1000)
+}
+
+/// Milliseconds since 1970 of an RFC 3339 time, finer digits cut off. `None` if it is not one, or is earlier.
+pub fn millis_from_rfc3339(text: &str) -> Option<u64> {
     let bytes = text.as_bytes();
     let number = |from: usize, len: usize| {
         let digits = bytes.get(from..from + len)?;
@@ -41,9 +46,12 @@ pub(super) fn from_rfc3339(text: &str) -> Option<u64> {
         return None;
     }
     let mut zone = 19;
+    let mut millis = 0;
     if mark(zone, b".") {
-        zone += 1;
-        zone += bytes[zone..].iter().take_while(|b| b.is_ascii_digit()).count();
+        let digits = bytes[20..].iter().take_while(|b| b.is_ascii_digit()).count();
+        zone += 1 + digits;
+        let place = |at: usize| if at < digits { u64::from(bytes[20 + at] - b'0') } else { 0 };
+        millis = place(0) * 100 + place(1) * 10 + place(2);
     }
     let days = (1970..year).map(days_in_year).sum::<u64>()
         + (1..month).map(|m| days_in_month(year, m)).sum::<u64>()
@@ -51,17 +59,18 @@ pub(super) fn from_rfc3339(text: &str) -> Option<u64> {
         - 1;
     let local = days * DAY + hour * 3600 + minute * 60 + second;
     if mark(zone, b"Zz") {
-        return (zone + 1 == bytes.len()).then_some(local);
+        return (zone + 1 == bytes.len()).then_some(local * 1000 + millis);
     }
     let offset = number(zone + 1, 2)? * 3600 + number(zone + 4, 2)? * 60;
     if !mark(zone + 3, b":") || zone + 6 != bytes.len() {
         return None;
     }
-    match bytes[zone] {
-        b'+' => local.checked_sub(offset),
-        b'-' => Some(local + offset),
-        _ => None,
-    }
+    let seconds = match bytes[zone] {
+        b'+' => local.checked_sub(offset)?,
+        b'-' => local + offset,
+        _ => return None,
+    };
+    Some(seconds * 1000 + millis)
 }
 
 fn is_leap(year: u64) -> bool {
@@ -112,6 +121,18 @@ mod tests {
             "1970-01-01T00:00:00+01:00",
         ] {
             assert_eq!(from_rfc3339(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_fraction_counts_in_milliseconds() {
+        for (text, millis) in [
+            ("1970-01-01T00:00:01Z", 1_000),
+            ("1970-01-01T00:00:01.5Z", 1_500),
+            ("1970-01-01T00:00:01.0429Z", 1_042),
+            ("1970-01-01T01:00:01.007+01:00", 1_007),
+        ] {
+            assert_eq!(millis_from_rfc3339(text), Some(millis), "{text}");
         }
     }
 

@@ -195,6 +195,13 @@ impl Event {
         written.expect("a vector takes everything");
         out.extend_from_slice(&self.json[1..]);
     }
+
+    /// How many bytes [`Event::frame`] writes.
+    pub fn frame_len(&self, seq: u64, prev_seq: Option<u64>) -> usize {
+        let digits = |number: u64| number.checked_ilog10().map_or(1, |log| log as usize + 1);
+        let prev = prev_seq.map_or("null".len(), digits);
+        "{\"seq\":,\"prev_seq\":,".len() + digits(seq) + prev + self.json.len() - 1
+    }
 }
 
 fn shorten(name: &mut Option<Cow<'_, str>>) {
@@ -253,6 +260,15 @@ mod tests {
         let mut second = Vec::new();
         finished().frame(9, Some(7), &mut second);
         assert_eq!(serde_json::from_slice::<Value>(&second).unwrap()["prev_seq"], 7);
+    }
+
+    #[test]
+    fn the_length_of_a_frame_is_known_before_it_is_written() {
+        for (seq, prev) in [(1, None), (9, Some(0)), (10, Some(9)), (1_000, Some(999)), (u64::MAX, None)] {
+            let mut frame = Vec::new();
+            finished().frame(seq, prev, &mut frame);
+            assert_eq!(finished().frame_len(seq, prev), frame.len(), "{seq} {prev:?}");
+        }
     }
 
     #[test]

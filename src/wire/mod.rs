@@ -6,10 +6,11 @@
 //! * [`usage`]   token counts and the end of an answer, seen in passing (over `scan`, `lines`, `sieve`)
 //! * [`chunked`] the chunked transfer coding, taken off
 //! * [`event`]   events of the log, as their readers get them; [`filter`] which of them one wants
+//! * [`dates`]   dates as both families, and readers of the log, write them
 //! * [`errors`]  error bodies and error records as each family of clients expects them
 
 pub mod chunked;
-mod dates;
+pub mod dates;
 pub mod errors;
 pub mod event;
 pub mod filter;

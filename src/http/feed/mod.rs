@@ -1,0 +1,125 @@
+//! The event feed: `GET /api/events` as server-sent events, `GET /subscribe` as a WebSocket, and the bounds
+//! of the log. Both streams ask one [`pump::Pump`] what to write; all else they have is an encoding.
+
+mod limits;
+mod pace;
+mod pump;
+mod query;
+mod socket;
+mod sse;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use axum::RequestExt;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::core::sync::Arc;
+use crate::flow::follow::{Begin, FollowError};
+use crate::wire::Family;
+use crate::wire::errors::error_body;
+
+use self::limits::NoSeat;
+pub(super) use self::limits::Seats;
+use self::pump::{Parts, Pump};
+use self::query::{BadQuery, Query};
+use super::app::App;
+use super::peer::{self, Peer};
+use super::reply;
+
+/// The routes whose handlers need to know their peer.
+pub(super) const ROUTES: [&str; 2] = ["/api/events", "/subscribe"];
+
+/// Seconds after which a client that found no seat may try again.
+const RETRY_AFTER_SECS: u64 = 5;
+
+pub(super) async fn bounds(State(app): State<App>) -> Response {
+    let log = app.router.log();
+    if !log.is_on() {
+        return refused(&FollowError::Off);
+    }
+    let bounds = log.bounds();
+    reply::value(StatusCode::OK, &json!({ "floor": bounds.floor, "tip": bounds.tip }))
+}
+
+pub(super) async fn events(State(app): State<App>, request: Request) -> Response {
+    match subscribe(&app, request.uri(), request.headers(), request.extensions().get()).await {
+        Ok(pump) => sse::answer(pump),
+        Err(refused) => refused,
+    }
+}
+
+pub(super) async fn socket(State(app): State<App>, mut request: Request) -> Response {
+    let upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection> = request.extract_parts().await;
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(rejection) => {
+            let message = format!(
+                "this route speaks WebSocket: {}; without one, follow events at /api/events",
+                rejection.body_text()
+            );
+            return error(rejection.into_response().status(), &message, &[]);
+        }
+    };
+    match subscribe(&app, request.uri(), request.headers(), request.extensions().get()).await {
+        Ok(pump) => socket::answer(upgrade, pump),
+        Err(refused) => refused,
+    }
+}
+
+/// A subscriber with a seat and a place in the log, or the answer that says why not.
+async fn subscribe(app: &App, uri: &Uri, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Pump, Response> {
+    let router = &app.router;
+    let Query { begin, resumes, wish } = Query::parse(uri, headers)
+        .map_err(|bad: BadQuery| error(StatusCode::BAD_REQUEST, &bad.to_string(), &[]))?;
+    let fleet = router.fleet();
+    let config = &fleet.config;
+    let clock = Arc::clone(&router.ports().clock);
+    let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
+    let client = peer::client(peer, headers, &config.trusted_proxies);
+    let seat = app.seats.take(client, config, clock.now()).map_err(|full| no_seat(&full))?;
+    let floor = router.log().bounds().floor;
+    if resumes && begin == Begin::After(0) && floor > 1 {
+        // As a number to come again with, 0 is the place before event 1 and not all that is kept.
+        return Err(refused(&FollowError::Gone { floor }));
+    }
+    let reader = router.follow(begin, wish.filter.clone()).await.map_err(|why| refused(&why))?;
+    Ok(Pump::new(Parts {
+        reader,
+        wish,
+        seat,
+        clock,
+        metrics: Arc::clone(&app.metrics),
+        stopping: app.stopping(),
+        stall: config.subscriber_stall,
+        min_rate: config.subscriber_min_rate,
+        greet: !matches!(begin, Begin::After(_)),
+    }))
+}
+
+fn refused(why: &FollowError) -> Response {
+    let (status, extra) = match why {
+        FollowError::Off | FollowError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, None),
+        FollowError::Gone { floor } => (StatusCode::GONE, Some(("floor", Value::from(*floor)))),
+        FollowError::Future { tip, .. } => (StatusCode::BAD_REQUEST, Some(("tip", Value::from(*tip)))),
+    };
+    error(status, &why.to_string(), extra.as_slice())
+}
+
+fn no_seat(why: &NoSeat) -> Response {
+    let status = match why {
+        NoSeat::Full { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        NoSeat::Address { .. } => StatusCode::TOO_MANY_REQUESTS,
+    };
+    let mut response = error(status, &why.to_string(), &[]);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECS));
+    response
+}
+
+fn error(status: StatusCode, message: &str, extra: &[(&str, Value)]) -> Response {
+    reply::json(status, error_body(Family::Ollama, status.as_u16(), message, None, extra))
+}
