@@ -260,9 +260,11 @@ impl Router {
         let (store, config) = (self.ports.store.as_ref(), self.fleet().config.clone());
         let bounds = self.log.bounds();
         let by_size = (bounds.tip + 1).saturating_sub(config.event_log_max_events);
-        let now_ms = self.ports.clock.wall().as_millis();
         let max_age_ms = u64::try_from(config.event_log_max_age.as_millis()).unwrap_or(u64::MAX);
-        let by_age = first_after(store, bounds, now_ms.saturating_sub(max_age_ms)).await?;
+        let by_age = match self.ports.clock.wall().as_millis().checked_sub(max_age_ms) {
+            Some(time_ms) => first_after(store, bounds, time_ms).await?,
+            None => bounds.floor,
+        };
         let floor = by_size.max(by_age);
         if floor <= bounds.floor {
             return Ok(());

@@ -172,7 +172,7 @@ impl Listing {
         };
         self.fetching.fetch_sub(1, SeqCst);
         match (superseded, dice(4)) {
-            (false, 1..) => refresh.settle(at(1), Ok(answer)),
+            (false, 1..) => drop(refresh.settle(at(1), Ok(answer))),
             // Given up: told to, or cancelled with its runtime.
             _ => drop(refresh),
         }

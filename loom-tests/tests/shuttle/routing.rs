@@ -14,13 +14,15 @@ use loom_tests::portfolio::Scenario;
 use shuttle::future::{block_on, spawn};
 
 use super::common::{check, require};
-use super::config::Config;
+use super::config::{Config, EventLogMode};
 use super::core::invariants;
 use super::core::slots::Limits;
 use super::core::sync::Arc as CoreArc;
 use super::flow::flush;
+use super::flow::follow::Begin;
 use super::flow::infer::Inference;
 use super::flow::router::{Ports, Router};
+use super::wire::filter::Filter;
 use super::wire::request::{Ask, Shape};
 use super::world::{Backends, Conduct, Dice, MemoryStore, SharedClock, ShuttleSpawn, TOKENS, dice, pause};
 
@@ -56,6 +58,13 @@ pub(crate) const ALL: &[Scenario] = &[
         claim: "an endpoint that is taken out and put back is asked for its listing once at a time",
         run: taken_out_and_put_back,
     },
+    Scenario {
+        name: "routing::follow",
+        tasks: 6,
+        claim: "readers of the event log get every event once, in order, to the last, whenever they come and however \
+                often the store fails",
+        run: follow,
+    },
 ];
 
 const YAML: &str = "
@@ -70,6 +79,7 @@ idle_timeout_secs: 300
 wedged_after_secs: 300
 breaker_failures: 100
 flush_interval_secs: 1
+event_log: off
 ";
 
 fn config() -> Config {
@@ -96,6 +106,10 @@ struct Town {
 
 impl Town {
     fn new(conduct: Conduct) -> Town {
+        Town::with(config(), conduct)
+    }
+
+    fn with(config: Config, conduct: Conduct) -> Town {
         let backends = Arc::new(Backends::new(conduct, 1));
         let store = Arc::new(MemoryStore::default());
         let ports = Ports {
@@ -105,7 +119,7 @@ impl Town {
             upstream: backends.clone(),
             store: store.clone(),
         };
-        let router = block_on(Router::start(config(), ports)).expect("an empty store can be read");
+        let router = block_on(Router::start(config, ports)).expect("an empty store can be read");
         Town { router, backends, store, answered: Arc::default() }
     }
 
@@ -268,6 +282,58 @@ fn taken_out_and_put_back() {
     tasks.extend(early);
     run_all(tasks);
     town.close();
+}
+
+/// Reads from where it begins to the last event there will ever be.
+async fn reader(town: Town, begin: Begin) {
+    let mut reader = town.router.follow(begin, Filter::default()).await.expect("nothing is trimmed");
+    let (mut last, mut done) = (reader.cursor(), false);
+    while !done {
+        let step = reader.next().await.expect("nothing is trimmed");
+        for (seq, event) in &step.events {
+            require(*seq == last + 1, "feed-exact", &format!("behind event {last} comes {seq}"));
+            let durable = town.store.log.lock().expect("not poisoned").len() as u64;
+            require(*seq <= durable, "feed-durable", &format!("event {seq} is given, {durable} are durable"));
+            (last, done) = (*seq, event.kind == "instance.left");
+        }
+        pause(dice(2)).await;
+        reader.wrote(&step, step.end);
+    }
+}
+
+fn follow() {
+    // A ring of one, so that readers fall behind it and come back.
+    let config = Config { event_log: EventLogMode::Group, event_ring: 1, ..config() };
+    let town = Town::with(config.clone(), Conduct::Sound);
+    town.store.faults.store(1, SeqCst);
+    let writers = [(); 2].map(|()| {
+        let (router, config) = (CoreArc::clone(&town.router), config.clone());
+        spawn(async move {
+            for _ in 0..2 {
+                pause(dice(4)).await;
+                router.reload(config.clone());
+            }
+        })
+    });
+    let mut tasks =
+        vec![spawn(reader(town.clone(), Begin::After(0))), spawn(reader(town.clone(), Begin::Live))];
+    let router = CoreArc::clone(&town.router);
+    tasks.push(spawn(async move {
+        let serving = async {
+            for writer in writers {
+                writer.await.expect("nobody aborts it");
+            }
+        };
+        let ((), stored) = router.live(serving, Duration::from_secs(30)).await;
+        stored.expect("the store has got over its faults");
+    }));
+    run_all(tasks);
+    let kinds = [("instance.joined", 1), ("config.reloaded", 4), ("instance.left", 1)];
+    let log = town.store.log.lock().expect("not poisoned").clone();
+    for (kind, expected) in kinds {
+        let found = log.iter().filter(|record| String::from_utf8_lossy(record).contains(kind)).count();
+        require(found == expected, "feed-durable", &format!("{found} times {kind} is in the log"));
+    }
 }
 
 /// Two clients that come after the reload.
