@@ -15,7 +15,7 @@
 #![allow(clippy::disallowed_methods, reason = "opening blocks, on a thread that may")]
 
 use std::fs::File;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -34,7 +34,8 @@ const CACHE_BYTES: u64 = 16 << 20;
 
 /// The most bytes of a value that one row holds; more goes into pieces of this size. sled keeps up
 /// to some twenty rows in one page and moves a page above 128 KiB into a file that it never syncs:
-/// rows of this size keep every page below that.
+/// rows of this size keep every page below that. Small records of one append share a row of up to this size:
+/// a row costs sled some ten microseconds, however short.
 const PIECE_BYTES: usize = 4 << 10;
 
 /// The longest key, in bytes: sled keeps up to some three hundred keys in one index page.
@@ -172,13 +173,16 @@ impl Engine {
 
     /// The newest record's number; an error if any from `floor` on is missing.
     fn last_record(&self, floor: Seq) -> Result<Seq, StoreError> {
+        let first = self.row_with(floor)?.filter(|key| held(key).is_some_and(|held| held.contains(&floor)));
         let mut next = floor;
-        for row in self.tree(Table::Log).range(floor.to_be_bytes()..) {
+        for row in self.tree(Table::Log).range(first.unwrap_or_else(|| floor.to_be_bytes().to_vec())..) {
             let (key, _) = row.map_err(of_sled)?;
-            if *key != next.to_be_bytes() {
-                return Err(record::corrupt(Table::Log, &next.to_be_bytes(), "is missing"));
+            match held(&key) {
+                Some(held) if held.start == next || (next == floor && held.contains(&next)) => {
+                    next = held.end
+                }
+                _ => return Err(record::corrupt(Table::Log, &next.to_be_bytes(), "is missing")),
             }
-            next += 1;
         }
         Ok(next - 1)
     }
@@ -219,10 +223,13 @@ impl Engine {
             return Err(StoreError::Conflict);
         }
         if !records.is_empty() {
-            let mut writes = Vec::with_capacity(records.len());
-            for (seq, value) in (at..).zip(&records) {
-                let cell = cell(Table::Log, seq, value, &mut writes);
-                writes.push(Write::row(Table::Log, seq.to_be_bytes().to_vec(), &cell));
+            let mut writes = Vec::new();
+            let (mut seq, mut left) = (at, &records[..]);
+            while !left.is_empty() {
+                let (group, rest) = left.split_at(group_len(left));
+                let row = log_row(seq, group, &mut writes);
+                writes.push(row);
+                (seq, left) = (seq + group.len() as u64, rest);
             }
             self.commit(&mut state, writes)?;
             state.tip += records.len() as u64;
@@ -237,15 +244,45 @@ impl Engine {
             return Err(StoreError::Trimmed { floor });
         }
         let mut records = Vec::new();
-        let mut rows = self.tree(Table::Log).range(from.to_be_bytes()..);
-        for seq in (from..=tip).take(max) {
-            let key = seq.to_be_bytes();
-            let row = rows.next().transpose().map_err(of_sled)?.filter(|(found, _)| *found == key);
-            let (_, row) = row.ok_or_else(|| record::corrupt(Table::Log, &key, "is missing"))?;
-            records.push(self.value(Table::Log, &key, seq, record::open(Table::Log, &key, &row)?)?);
+        let missing = |seq: Seq| record::corrupt(Table::Log, &seq.to_be_bytes(), "is missing");
+        let mut seq = from;
+        let first = if from <= tip && max > 0 { self.row_with(from)? } else { None };
+        let mut rows = self.tree(Table::Log).range(first.unwrap_or_else(|| from.to_be_bytes().to_vec())..);
+        while seq <= tip && records.len() < max {
+            let (key, row) = rows.next().transpose().map_err(of_sled)?.ok_or_else(|| missing(seq))?;
+            let held = held(&key).filter(|held| held.contains(&seq)).ok_or_else(|| missing(seq))?;
+            let body = record::open(Table::Log, &key, &row)?;
+            let group = self.group(&key, held.clone(), body)?;
+            let wanted = (seq - held.start) as usize..;
+            let room = max - records.len();
+            records.extend(group.get(wanted).unwrap_or_default().iter().take(room).cloned());
+            seq = held.end;
         }
         self.settle(state.written, state)?;
         Ok(records)
+    }
+
+    /// The key of the row that holds record `seq`, or would if it were not missing.
+    fn row_with(&self, seq: Seq) -> Result<Option<Vec<u8>>, StoreError> {
+        let last = self.tree(Table::Log).range(..(seq + 1).to_be_bytes()).next_back();
+        Ok(last.transpose().map_err(of_sled)?.map(|(key, _)| key.to_vec()))
+    }
+
+    /// The records `held` of one row.
+    fn group(&self, key: &[u8], held: Range<Seq>, body: &[u8]) -> Result<Vec<Bytes>, StoreError> {
+        let Some(mut rest) = body.strip_prefix(&[GROUP]) else {
+            return Ok(vec![self.value(Table::Log, key, held.start, body)?]);
+        };
+        let unknown = || record::corrupt(Table::Log, key, "does not hold what it should");
+        let mut records = Vec::new();
+        while let Some((length, after)) = rest.split_first_chunk::<4>() {
+            let length = u32::from_le_bytes(*length) as usize;
+            let (record, after) = after.split_at_checked(length).ok_or_else(unknown)?;
+            records.push(Bytes::copy_from_slice(record));
+            rest = after;
+        }
+        let whole = rest.is_empty() && records.len() as u64 == held.end - held.start;
+        if whole { Ok(records) } else { Err(unknown()) }
     }
 
     pub(super) fn bounds(&self) -> Result<Bounds, StoreError> {
@@ -272,8 +309,10 @@ impl Engine {
     /// Removes the records below `floor`, which nobody can read any more.
     fn sweep(&self, floor: Seq) -> Result<(), StoreError> {
         let log = Table::Log as u8;
+        // A row that also holds the floor stays until its last record is given up.
+        let first = self.row_with(floor)?.filter(|key| held(key).is_some_and(|held| held.contains(&floor)));
         let ranges = [
-            (Table::Log, vec![], floor.to_be_bytes().to_vec()),
+            (Table::Log, vec![], first.unwrap_or_else(|| floor.to_be_bytes().to_vec())),
             (Table::Pieces, vec![log], piece_key(Table::Log, floor, 0)),
         ];
         for (table, from, to) in ranges {
@@ -385,6 +424,9 @@ impl Engine {
     }
 }
 
+/// Marks a row of the log that holds several records, each as its length (4 bytes, little-endian) and bytes.
+const GROUP: u8 = 2;
+
 /// Large values: a cell is `0` and the value, or `1` and the length of a value that is in pieces.
 impl Engine {
     /// The value of a cell; `id` is what its pieces are filed under.
@@ -413,6 +455,45 @@ impl Engine {
             Err(record::corrupt(Table::Pieces, &piece_key(table, id, 0), "does not add up to its value"))
         }
     }
+}
+
+/// The row of one group of records, the first of them numbered `seq`.
+fn log_row(seq: Seq, group: &[Bytes], writes: &mut Vec<Write>) -> Write {
+    let first = seq.to_be_bytes();
+    if let [record] = group {
+        let cell = cell(Table::Log, seq, record, writes);
+        return Write::row(Table::Log, first.to_vec(), &cell);
+    }
+    let count = u32::try_from(group.len()).expect("a group fits a row");
+    let mut body = vec![GROUP];
+    for record in group {
+        let length = u32::try_from(record.len()).expect("a group fits a row");
+        body.extend_from_slice(&length.to_le_bytes());
+        body.extend_from_slice(record);
+    }
+    Write::row(Table::Log, [&first[..], &count.to_be_bytes()].concat(), &body)
+}
+
+/// How many of the next records share a row: as many as fit, at least one.
+fn group_len(records: &[Bytes]) -> usize {
+    let mut bytes = 0;
+    let fit = records.iter().take_while(|record| {
+        bytes += 4 + record.len();
+        bytes <= PIECE_BYTES
+    });
+    fit.count().max(1)
+}
+
+/// The records that a row of the log holds, by its key: the first one's number and, if there are several,
+/// how many.
+fn held(key: &[u8]) -> Option<Range<Seq>> {
+    let (first, rest) = key.split_first_chunk::<8>()?;
+    let first = u64::from_be_bytes(*first);
+    let count = match rest {
+        [] => 1,
+        rest => u64::from(u32::from_be_bytes(rest.try_into().ok()?)),
+    };
+    Some(first..first.checked_add(count)?)
 }
 
 /// The cell for `value`, and into `writes` its pieces if it is too large for one row.

@@ -18,7 +18,8 @@ const HEAD: usize = 5;
 /// The tables, one sled tree each. The numbers are part of every checksum and never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Table {
-    /// Sequence number (8 bytes, big-endian) to a cell.
+    /// Sequence number (8 bytes, big-endian) to a cell; or that of the first and how many there are (4
+    /// bytes, big-endian) to a group of records.
     Log = 0,
     /// Key to revision (8 bytes, little-endian) and a cell.
     Map = 1,
@@ -84,8 +85,11 @@ fn checksum(table: Table, version: u8, key: &[u8], body: &[u8]) -> u32 {
 
 /// The error for a row that is not what was written: its table, its key, what is wrong with it.
 pub(super) fn corrupt(table: Table, key: &[u8], what: &str) -> StoreError {
-    let place = match (table, <[u8; 8]>::try_from(key)) {
-        (Table::Log, Ok(number)) => format!("record {} of the log", u64::from_be_bytes(number)),
+    let place = match (table, key.first_chunk::<8>()) {
+        (Table::Log, Some(first)) if key.len() == 12 => {
+            format!("the group of records from {} of the log", u64::from_be_bytes(*first))
+        }
+        (Table::Log, Some(number)) => format!("record {} of the log", u64::from_be_bytes(*number)),
         (Table::Map | Table::Meta, _) => {
             format!("key {:?} of the {}", String::from_utf8_lossy(key), table.name())
         }

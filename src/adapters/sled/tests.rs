@@ -24,7 +24,10 @@ fn folder() -> (TempDir, PathBuf) {
 /// A closed store with twenty records and ten keys, among them a large value of each kind.
 async fn filled(path: &Path) {
     let store = SledStore::open(path).unwrap();
-    store.append(1, (1..=20).map(record_of).collect()).await.unwrap();
+    // One by one: each in a row of its own.
+    for seq in 1..=20 {
+        store.append(seq, vec![record_of(seq)]).await.unwrap();
+    }
     for number in 0..10 {
         store.put(&format!("key {number}"), None, value_of(number)).await.unwrap();
     }
@@ -80,6 +83,74 @@ async fn a_flipped_byte_in_a_record_is_reported_and_not_served() {
         "the store is damaged: record 5 of the log fails its checksum"
     );
     assert_eq!(store.read(6, 1).await, Ok(vec![record_of(6)]), "the others are still served");
+}
+
+/// A closed store with twenty records in three rows: six, a large one, thirteen.
+async fn grouped(path: &Path) {
+    let store = SledStore::open(path).unwrap();
+    store.append(1, (1..=20).map(record_of).collect()).await.unwrap();
+    drop(store);
+    tamper(path, |db| assert_eq!(db.open_tree("log").unwrap().len(), 3));
+}
+
+fn row(first: u64, count: u32) -> Vec<u8> {
+    [&first.to_be_bytes()[..], &count.to_be_bytes()].concat()
+}
+
+#[tokio::test]
+async fn records_of_one_append_share_rows_and_are_read_from_any_of_them() {
+    let (_home, path) = folder();
+    grouped(&path).await;
+    let store = SledStore::open(&path).unwrap();
+    for from in 1..=21 {
+        for max in [0, 1, 5, 99] {
+            let expected: Vec<Bytes> = (from..=20).take(max).map(record_of).collect();
+            assert_eq!(store.read(from, max).await, Ok(expected), "{max} from {from}");
+        }
+    }
+    store.append(21, vec![record_of(21), record_of(22)]).await.unwrap();
+    assert_eq!(store.read(20, 9).await, Ok((20..=22).map(record_of).collect()));
+}
+
+#[tokio::test]
+async fn a_group_is_given_up_record_by_record_and_removed_with_its_last() {
+    let (_home, path) = folder();
+    grouped(&path).await;
+    for (floor, rows) in [(4, 3), (7, 2), (9, 1), (20, 1), (21, 0)] {
+        let store = SledStore::open(&path).unwrap();
+        store.trim(floor).await.unwrap();
+        drop(store);
+        tamper(&path, |db| assert_eq!(db.open_tree("log").unwrap().len(), rows, "floor {floor}"));
+        let store = SledStore::open(&path).unwrap();
+        assert_eq!(store.bounds().await, Ok(Bounds { floor, tip: 20 }));
+        assert_eq!(store.read(floor - 1, 9).await, Err(StoreError::Trimmed { floor }));
+        assert_eq!(store.read(floor, 99).await, Ok((floor..=20).map(record_of).collect()));
+    }
+    let store = SledStore::open(&path).unwrap();
+    store.append(21, vec![record_of(21), record_of(22)]).await.unwrap();
+    assert_eq!(store.read(21, 9).await, Ok(vec![record_of(21), record_of(22)]));
+}
+
+#[tokio::test]
+async fn damage_to_a_group_is_reported_and_the_others_are_served() {
+    let (_home, path) = folder();
+    grouped(&path).await;
+    tamper(&path, |db| flip(db, Table::Log, &row(8, 13)));
+    let store = SledStore::open(&path).unwrap();
+    let said = store.read(9, 1).await.unwrap_err().to_string();
+    assert_eq!(said, "the store is damaged: the group of records from 8 of the log fails its checksum");
+    assert_eq!(store.read(2, 5).await, Ok((2..=6).map(record_of).collect()));
+}
+
+#[tokio::test]
+async fn a_missing_group_is_damage() {
+    for (first, count, said) in [(1, 6, "record 1 of the log is missing"), (8, 13, "ends at 7")] {
+        let (_home, path) = folder();
+        grouped(&path).await;
+        tamper(&path, |db| drop(db.open_tree("log").unwrap().remove(row(first, count)).unwrap()));
+        let damage = damage_of(SledStore::open(&path));
+        assert!(damage.contains(said), "{damage}");
+    }
 }
 
 #[tokio::test]
