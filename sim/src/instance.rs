@@ -173,6 +173,9 @@ async fn boot(world: Arc<World>, index: usize, domain: Domain, ports: Ports) {
         router.reload(now_configured.0.config(&world.plan.endpoints, &now_configured.1));
     }
     let handle = &world.handle;
+    if began_with.0.log.as_ref().is_some_and(|log| log.none) {
+        handle.spawn(domain, oracle::feed::look_on(Arc::clone(&world), index, Arc::clone(&router)));
+    }
     handle.spawn(domain, watch(Arc::clone(&world), index, Arc::clone(&router)));
     handle.spawn(domain, live(Arc::clone(&world), index, Arc::clone(&router)));
     let now = world.now();

@@ -205,6 +205,17 @@ fn broken(world: &World, number: usize, promise: &str, why: String) {
     world.break_promise(promise, format!("subscriber {number}: {why}"));
 }
 
+/// Sees to it that the witness looks whenever there is more to see.
+pub(crate) async fn look_on(world: Arc<World>, instance: usize, router: Arc<Router>) {
+    loop {
+        let Ok(mut reader) = router.follow(Begin::Live, Filter::default()).await else { return };
+        while let Ok(step) = reader.next().await {
+            learn(&mut world.state.lock(), world.now(), instance);
+            reader.wrote(&step, step.end);
+        }
+    }
+}
+
 /// A session began at a position; the tip was `tip` when it asked for it.
 pub(crate) fn began(world: &World, number: usize, begin: Begin, tip: Seq, reader: &Reader) {
     let now = world.now();
@@ -250,8 +261,12 @@ pub(crate) fn began(world: &World, number: usize, begin: Begin, tip: Seq, reader
 /// One step was looked at.
 pub(crate) fn looked(world: &World, number: usize, reader: &Reader, step: &Step) {
     let (tip, stored) = {
-        let state = world.state.lock();
-        let of = &state.instances[world.plan.subscribers[number].instance];
+        let now = world.now();
+        let mut state = world.state.lock();
+        let instance = world.plan.subscribers[number].instance;
+        // By the time it is given the events, the ring may hold others.
+        learn(&mut state, now, instance);
+        let of = &state.instances[instance];
         (bounds(of).tip, of.witness.is_none())
     };
     let ring = world.plan.settings.log.as_ref().map_or(0, |log| log.ring as u64);
