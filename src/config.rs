@@ -91,9 +91,9 @@ pub struct Config {
     pub wedged_after: Duration,
     /// `event_log`: whether events are logged, and what that promises. Default group.
     pub event_log: EventLogMode,
-    /// `event_log_max_events`: more are trimmed, the oldest first. Default 1,000,000.
+    /// `event_log_max_events`: more are trimmed, the oldest first. Default 1,000,000. Says nothing in mode none.
     pub event_log_max_events: u64,
-    /// `event_log_max_age_secs`: older ones are trimmed. Default 604,800 s, a week.
+    /// `event_log_max_age_secs`: older ones are trimmed. Default 604,800 s, a week. Says nothing in mode none.
     pub event_log_max_age: Duration,
     /// `event_ring`: so many of the newest events are held in memory, for subscribers who are nearly up
     /// to date. Default 16,384; read at start only.
@@ -116,7 +116,8 @@ pub struct Config {
     pub subscriber_min_rate: u32,
 }
 
-/// Whether events are logged, and when they can be seen.
+/// Whether events are logged, when they can be seen, and what of them a crash leaves. Whatever the mode, and
+/// whichever follows at the next start, no two events ever have the same number. Read at start only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EventLogMode {
     /// Events become durable in groups, as many at a time as came while the disk was busy, and are seen
@@ -125,6 +126,12 @@ pub enum EventLogMode {
     Group,
     /// The same, one by one: more writes, and no event waits for another's.
     Each,
+    /// Events are seen at once and never stored: the newest `event_ring` of them are kept, whatever their age,
+    /// and they end with the process. A subscriber who falls further behind, or comes back with a number of
+    /// an earlier start, is told what is gone. Only their numbers are durable: leased in advance, one write
+    /// for as many as the ring holds, so they jump at a start. Stored events of an earlier mode cannot be
+    /// read meanwhile, and are given up once events are stored again.
+    None,
     /// There is no log.
     Off,
 }

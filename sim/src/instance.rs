@@ -66,6 +66,7 @@ impl Instance {
             granted_since: None,
             stored_seen: 0,
             events: Default::default(),
+            witness: None,
             audited: false,
         }
     }
@@ -120,6 +121,9 @@ pub(crate) fn start(world: &Arc<World>, index: usize) {
         of.minutes.clear();
         of.granted_since = None;
         of.stored_seen = 0;
+        if let Some(log) = of.settings.log.as_mut().filter(|log| log.switches && of.life > 1) {
+            log.none = !log.none;
+        }
         if !of.base.is_empty() {
             state.tally.reached[Point::StartedFromRows as usize] += 1;
         }
@@ -162,12 +166,16 @@ async fn boot(world: Arc<World>, index: usize, domain: Domain, ports: Ports) {
             }
         }
     };
+    oracle::feed::opened(&world, index, &router).await;
     // The operator may have changed the file while the store was being read.
     let now_configured = configured(&world);
     if now_configured != began_with {
         router.reload(now_configured.0.config(&world.plan.endpoints, &now_configured.1));
     }
     let handle = &world.handle;
+    if began_with.0.log.as_ref().is_some_and(|log| log.none) {
+        handle.spawn(domain, oracle::feed::look_on(Arc::clone(&world), index, Arc::clone(&router)));
+    }
     handle.spawn(domain, watch(Arc::clone(&world), index, Arc::clone(&router)));
     handle.spawn(domain, live(Arc::clone(&world), index, Arc::clone(&router)));
     let now = world.now();
@@ -243,8 +251,10 @@ async fn serving(world: &World, index: usize) {
 /// Ends a life: in a crash, or when a graceful stop is over and its last flush worked or not.
 pub(crate) fn end(world: &World, executor: &mut Executor, index: usize, stopped: Option<bool>) {
     let now = world.now();
-    let (domain, router) = {
+    let (domain, router, witness) = {
         let mut state = world.state.lock();
+        // What was seen without being stored is not there to be learned later.
+        oracle::feed::learn(&mut state, now, index);
         let of = &mut state.instances[index];
         if of.status == Status::Down {
             return;
@@ -253,11 +263,11 @@ pub(crate) fn end(world: &World, executor: &mut Executor, index: usize, stopped:
         // From here on what its dropped calls and clients do counts no more.
         of.status = Status::Down;
         of.running_calls.clear();
-        (domain, of.router.take())
+        (domain, of.router.take(), of.witness.take())
     };
     let before = router.as_ref().map(|router| router.usage().ledger().balance());
     executor.kill(domain);
-    drop(router);
+    drop((router, witness));
     let mut state = world.state.lock();
     let life = u64::from(state.instances[index].life);
     match stopped {

@@ -119,6 +119,12 @@ pub(crate) struct LogSettings {
     pub(crate) each: bool,
     pub(crate) ring: usize,
     pub(crate) max_age_ms: u64,
+    /// Events are not stored; in the first life, that is, if it `switches`.
+    #[serde(default)]
+    pub(crate) none: bool,
+    /// Each life has the other kind of log.
+    #[serde(default)]
+    pub(crate) switches: bool,
 }
 
 impl Settings {
@@ -152,9 +158,13 @@ impl Settings {
             seconds(self.drain_grace_ms),
             match &self.log {
                 None => "event_log: off\n".to_owned(),
-                Some(LogSettings { each, ring, max_age_ms }) => format!(
+                Some(LogSettings { each, ring, max_age_ms, none, .. }) => format!(
                     "event_log: {}\nevent_ring: {ring}\nevent_log_max_age_secs: {}\n",
-                    if *each { "each" } else { "group" },
+                    match (none, each) {
+                        (true, _) => "none",
+                        (false, true) => "each",
+                        (false, false) => "group",
+                    },
                     seconds(*max_age_ms),
                 ),
             },

@@ -289,13 +289,14 @@ impl Run {
                 let why = format!("{calls} calls of instance {index} are still under way at rest");
                 world.break_promise(oracle::ANSWER_ENDS, why);
             }
-            // Its life, the watcher, a fetch per listing under way, and its subscribers.
+            // Its life, the watcher, the witness, a fetch per listing under way, and its subscribers.
             let tasks = self.executor.running(world.domain(index));
             let state = world.state.lock();
             let subscribers =
                 state.subscribers.iter().filter(|of| of.instance == index && of.connected).count();
+            let witness = usize::from(state.instances[index].witness.is_some());
             drop(state);
-            if tasks > 2 + listings + subscribers {
+            if tasks > 2 + witness + listings + subscribers {
                 let why = format!(
                     "{tasks} tasks of instance {index} still run at rest, {listings} of them fetch listings"
                 );

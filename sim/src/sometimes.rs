@@ -80,5 +80,8 @@ points! {
     CutOffForSlowness = "a subscriber was cut off in mid-step and told the last number written",
     Audited = "a log was audited in which nothing ever crashed",
     AuditedACrash = "a log was audited across a crash",
+    NotStored = "events were seen that are stored nowhere",
+    NumbersGoOn = "numbers went on behind those of a life that stored no events",
+    StoredAgain = "events were stored again after a life that stored none",
     ToldGone = "a subscriber was told that its next event is gone",
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use pointsman::core::breaker::Health;
 use pointsman::core::time::Timestamp;
+use pointsman::flow::follow::Reader;
 use pointsman::flow::router::Router;
 use pointsman::wire::filter::Filter;
 
@@ -169,8 +170,10 @@ pub(crate) struct Instance {
     pub(crate) granted_since: Option<u64>,
     /// What the router last said it had stored.
     pub(crate) stored_seen: u64,
-    /// Its event log, as far as it is durable.
+    /// Its event log: what is durable, or what was seen in lives that stored no events.
     pub(crate) events: Reference,
+    /// In such a life: who sees every event as soon as anybody can.
+    pub(crate) witness: Option<Reader>,
     /// Its store was read once more when all was over.
     pub(crate) audited: bool,
 }

@@ -168,9 +168,13 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("wedged_after_secs", SECONDS, |draft, node| {
         set(&mut draft.config.wedged_after, node.seconds()?)
     }),
-    Key::new("event_log", "group, each or off", |draft, node| {
-        let modes =
-            [("group", EventLogMode::Group), ("each", EventLogMode::Each), ("off", EventLogMode::Off)];
+    Key::new("event_log", "group, each, none or off", |draft, node| {
+        let modes = [
+            ("group", EventLogMode::Group),
+            ("each", EventLogMode::Each),
+            ("none", EventLogMode::None),
+            ("off", EventLogMode::Off),
+        ];
         set(&mut draft.config.event_log, node.one_of(&modes)?)
     }),
     Key::new("event_log_max_events", "a whole number from 1000 to 1000000000", |draft, node| {

@@ -297,7 +297,7 @@ fn cases() -> Vec<Case> {
         seconds("wedged_after_secs", |c| format!("{:?}", c.wedged_after)),
         Case {
             key: "event_log",
-            good: &[("group", "Group"), ("EACH", "Each"), ("'off'", "Off")],
+            good: &[("group", "Group"), ("EACH", "Each"), ("none", "None"), ("'off'", "Off")],
             bad: &["always", "[]", "''"],
             show: |c| format!("{:?}", c.event_log),
         },

@@ -3,7 +3,8 @@
 //! One path leads in: an event is pushed (which never waits), taken in a batch by the one appender,
 //! numbered behind the tip, and only when the store has said that it is durable does it enter the
 //! ring and become visible (`feed-durable`). So the ring holds nothing that a crash could take back,
-//! and evicting from it loses nothing. Nobody is handed events: each subscriber has a cursor of its own
+//! and evicting from it loses nothing; unless the ring is all there is by configuration, and then the floor says
+//! what is gone. Nobody is handed events: each subscriber has a cursor of its own
 //! and comes to read behind it (`feed-exact`), and an append touches no subscriber
 //! (`feed-independent`). Who sleeps at the tip listens first, then reads again, then sleeps
 //! (`feed-progress`); see [`super::signal`]. Called by `flow::feed`.
@@ -34,6 +35,8 @@ pub struct Limits {
     pub ring: usize,
     /// Events that wait to be made durable. What comes beyond is not logged, and counted.
     pub waiting: usize,
+    /// There is nothing behind the ring: what it no longer holds is gone, and the floor follows it.
+    pub ring_only: bool,
 }
 
 #[derive(Debug)]
@@ -228,6 +231,9 @@ impl<E: Clone> Timeline<E> {
             state.ring.extend(batch.iter().cloned());
             let excess = state.ring.len().saturating_sub(self.limits.ring);
             state.ring.drain(..excess);
+            if self.limits.ring_only {
+                state.floor = state.floor.max(state.tip + 1 - state.ring.len() as Seq);
+            }
         }
         self.moved.notify();
     }
@@ -274,7 +280,7 @@ mod tests {
     use super::*;
 
     fn timeline(floor: Seq, tip: Seq, ring: usize) -> Arc<Timeline<u64>> {
-        Arc::new(Timeline::new(Bounds { floor, tip }, Limits { ring, waiting: 4 }))
+        Arc::new(Timeline::new(Bounds { floor, tip }, Limits { ring, waiting: 4, ring_only: false }))
     }
 
     fn grow(timeline: &Arc<Timeline<u64>>, events: impl IntoIterator<Item = u64>) {
@@ -320,6 +326,19 @@ mod tests {
         assert_eq!(events(timeline.read(7, 9)), [8]);
         timeline.trim(100);
         assert_eq!(timeline.bounds(), Bounds { floor: 9, tip: 8 });
+    }
+
+    #[test]
+    fn with_nothing_behind_the_ring_the_floor_follows_it() {
+        let limits = Limits { ring: 2, waiting: 4, ring_only: true };
+        let timeline = Arc::new(Timeline::new(Bounds { floor: 11, tip: 10 }, limits));
+        assert!(matches!(timeline.read(9, 9), Look::Trimmed { floor: 11 }));
+        grow(&timeline, [11, 12]);
+        assert_eq!(events(timeline.read(10, 9)), [11, 12]);
+        grow(&timeline, [13]);
+        assert!(matches!(timeline.read(10, 9), Look::Trimmed { floor: 12 }), "never a word about the disk");
+        assert_eq!(events(timeline.read(11, 9)), [12, 13]);
+        assert_eq!(timeline.bounds(), Bounds { floor: 12, tip: 13 });
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::wire::event::{Fields, Kind, label};
 
 use super::flush::{self, LoadError};
 use super::log::{Record, WAITING_MAX};
+use super::numbers::Numbers;
 
 /// Records read at once.
 const PAGE: usize = 1_024;
@@ -74,12 +75,14 @@ pub enum AuditError {
 
 /// Audits a store to which nobody writes meanwhile.
 pub async fn audit(store: &dyn Store) -> Result<Report, AuditError> {
-    let bounds = store.bounds().await?;
+    let (numbers, _) = Numbers::load(store).await?;
+    let log = numbers.stored(store);
+    let bounds = log.bounds().await?;
     let mut audit = Audit::new(bounds.floor);
     let mut next = bounds.floor;
     let mut page = PAGE;
     while next <= bounds.tip {
-        match store.read(next, page.min((bounds.tip - next + 1) as usize)).await {
+        match log.read(next, page.min((bounds.tip - next + 1) as usize)).await {
             Ok(records) if records.is_empty() => {
                 audit.unreadable(next, "it is missing");
                 next += 1;

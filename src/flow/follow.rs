@@ -15,7 +15,7 @@ use crate::ports::StoreError;
 use crate::wire::event::Event;
 use crate::wire::filter::Filter;
 
-use super::log::{Record, first_after, record};
+use super::log::Record;
 use super::router::Router;
 
 /// Events looked at in one step: the longest that one reader keeps a thread, and what one holds in memory.
@@ -100,16 +100,18 @@ impl Router {
 
     /// The position before the first event later than `time`.
     async fn before(&self, bounds: Bounds, time: Timestamp) -> Result<Seq, FollowError> {
+        let gone = || FollowError::Gone { floor: self.log.bounds().floor };
         if self.log.latest_ms() <= time.as_millis() {
-            return Ok(bounds.tip);
+            // Nothing is known yet of what was given up before this start.
+            return if bounds.tip > 0 && self.log.latest_ms() == 0 { Err(gone()) } else { Ok(bounds.tip) };
         }
         let store = self.ports.store.as_ref();
-        let first = first_after(store, bounds, time.as_millis()).await?;
+        let first = self.log.first_after(store, bounds, time.as_millis()).await?;
         // Everything before it must be known to be earlier: what was given up may not have been.
         if first > 1
-            && record(store, first - 1).await?.is_none_or(|before| before.latest_ms > time.as_millis())
+            && self.log.latest_with(store, first - 1).await?.is_none_or(|before| before > time.as_millis())
         {
-            return Err(FollowError::Gone { floor: self.log.bounds().floor });
+            return Err(gone());
         }
         Ok(first - 1)
     }
@@ -135,7 +137,10 @@ impl Reader {
     /// From the disk, up to where the ring began when it was looked at.
     async fn cold(&mut self, ring: Seq) -> Result<Step, FollowError> {
         let count = (ring - 1 - self.cursor).min(STEP as u64) as usize;
-        let store = self.router.ports.store.as_ref();
+        let log = &self.router.log;
+        let Some(store) = log.stored(self.router.ports.store.as_ref()) else {
+            return Err(FollowError::Gone { floor: log.bounds().floor });
+        };
         let records = match store.read(self.cursor + 1, count).await {
             Ok(records) => records,
             Err(StoreError::Trimmed { floor }) => return Err(FollowError::Gone { floor }),

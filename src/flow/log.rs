@@ -5,6 +5,10 @@
 //! without a word whether it was carried out is tried again under the same numbers; a store that already
 //! has them says so. Beside each event the log keeps the latest time seen so far: wall clocks step back, that
 //! time does not, so positions can be found by time. Read by `flow::follow`.
+//!
+//! With `event_log: none` the ring is all there is, and only the numbers are durable; see [`super::numbers`].
+
+use std::collections::VecDeque;
 
 use core::convert::Infallible;
 use core::time::Duration;
@@ -12,15 +16,19 @@ use core::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::config::EventLogMode;
-use crate::core::sync::{Arc, AtomicU64, Ordering};
+use crate::core::sync::{Arc, AtomicU64, Lock, Ordering, Rank};
 use crate::core::timeline::{Append, Bounds, Limits, Seq, Timeline};
 use crate::ports::{Store, StoreError};
 use crate::wire::event::{BadEvent, Event, Fields, Kind};
 
+use super::numbers::{self, StoredLog};
 use super::router::Router;
 
 /// Events made durable at once, at most: bounds what one append copies.
 const GROUP_MAX: usize = 4_096;
+
+/// From one group to the next. Events that come after a quiet time are made durable at once.
+const GROUP_GAP: Duration = Duration::from_millis(20);
 
 /// Events that wait for the disk, at most: a few seconds of a busy router.
 pub(super) const WAITING_MAX: usize = 65_536;
@@ -41,6 +49,48 @@ pub struct EventLog {
     timeline: Arc<Timeline<Arc<Event>>>,
     /// The latest time of all events that are durable, in Unix milliseconds. Written by the appender only.
     latest_ms: AtomicU64,
+    /// Events that are taken to the disk, or past it, at once.
+    group: usize,
+    home: Home,
+}
+
+/// Where events are kept.
+#[derive(Debug)]
+enum Home {
+    /// In the store, under numbers so far ahead of the store's own.
+    Store { offset: u64 },
+    /// In the ring, and nowhere else.
+    Ring {
+        /// As many as the ring holds: that many numbers are leased at a time, too.
+        size: usize,
+        /// Numbers up to here may be used. Written by the appender only.
+        leased: AtomicU64,
+        /// The latest time up to and with each of the newest events.
+        times: Lock<Times>,
+    },
+}
+
+/// What a record's head says in the store, for events that have no record.
+#[derive(Debug, Default)]
+struct Times {
+    latest_ms: VecDeque<u64>,
+    tip: Seq,
+}
+
+impl Times {
+    fn get(&self, seq: Seq) -> Option<u64> {
+        let back = usize::try_from(self.tip.checked_sub(seq)?).ok()?;
+        self.latest_ms.get(self.latest_ms.len().checked_sub(back + 1)?).copied()
+    }
+
+    /// One more than `size` stay: for the oldest event in the ring it must be known what came before.
+    fn push(&mut self, latest_ms: u64, size: usize) {
+        self.latest_ms.push_back(latest_ms);
+        self.tip += 1;
+        if self.latest_ms.len() > size + 1 {
+            self.latest_ms.pop_front();
+        }
+    }
 }
 
 /// One stored record.
@@ -71,27 +121,12 @@ impl Record {
 }
 
 /// The record with this number; `None` if it is not kept.
-pub(super) async fn record(store: &dyn Store, seq: Seq) -> Result<Option<Record>, StoreError> {
+async fn record(store: StoredLog<'_>, seq: Seq) -> Result<Option<Record>, StoreError> {
     match store.read(seq, 1).await {
         Ok(records) => records.first().map(Record::decode).transpose(),
         Err(StoreError::Trimmed { .. }) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// The first of `bounds` whose latest time is past `time_ms`; `tip + 1` if none is. Exact however wall clocks
-/// stepped, because the latest time never falls.
-pub(super) async fn first_after(store: &dyn Store, bounds: Bounds, time_ms: u64) -> Result<Seq, StoreError> {
-    let (mut low, mut high) = (bounds.floor, bounds.tip + 1);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        match record(store, middle).await? {
-            Some(record) if record.latest_ms > time_ms => high = middle,
-            // Not kept any more: whatever is sought lies behind it.
-            _ => low = middle + 1,
-        }
-    }
-    Ok(low)
 }
 
 impl EventLog {
@@ -103,15 +138,73 @@ impl EventLog {
     ) -> Result<EventLog, StoreError> {
         let mut bounds = Bounds { floor: 1, tip: 0 };
         let mut latest_ms = 0;
-        if mode != EventLogMode::Off {
-            bounds = store.bounds().await?;
-            if bounds.tip >= bounds.floor {
-                latest_ms = record(store, bounds.tip).await?.map_or(0, |record| record.latest_ms);
+        let mut home = Home::Store { offset: 0 };
+        match mode {
+            EventLogMode::Off => {}
+            EventLogMode::Group | EventLogMode::Each => {
+                let stored = numbers::resume(store).await?.stored(store);
+                home = Home::Store { offset: stored.offset };
+                bounds = stored.bounds().await?;
+                if bounds.tip >= bounds.floor {
+                    latest_ms = record(stored, bounds.tip).await?.map_or(0, |record| record.latest_ms);
+                }
+            }
+            EventLogMode::None => {
+                let tip = numbers::newest(store).await?;
+                bounds = Bounds { floor: tip + 1, tip };
+                let times = Times { tip, ..Times::default() };
+                let times = Lock::new(Rank::Timeline, times);
+                home = Home::Ring { size: ring, leased: AtomicU64::new(tip), times };
             }
         }
-        let limits = Limits { ring, waiting: WAITING_MAX };
+        let group = match mode {
+            EventLogMode::Each => 1,
+            // So that whoever keeps up sees each before it leaves the ring.
+            EventLogMode::None => GROUP_MAX.min(ring / 2),
+            EventLogMode::Group | EventLogMode::Off => GROUP_MAX,
+        };
+        let limits = Limits { ring, waiting: WAITING_MAX, ring_only: mode == EventLogMode::None };
         let timeline = Arc::new(Timeline::new(bounds, limits));
-        Ok(EventLog { mode, timeline, latest_ms: AtomicU64::new(latest_ms) })
+        Ok(EventLog { mode, timeline, latest_ms: AtomicU64::new(latest_ms), group, home })
+    }
+
+    /// The log as it is stored; `None` if it is not.
+    pub(super) fn stored<'s>(&self, store: &'s dyn Store) -> Option<StoredLog<'s>> {
+        match self.home {
+            Home::Store { offset } => Some(StoredLog { store, offset }),
+            Home::Ring { .. } => None,
+        }
+    }
+
+    /// The latest time up to and with this event, in Unix milliseconds; `None` if it is not kept.
+    pub(super) async fn latest_with(&self, store: &dyn Store, seq: Seq) -> Result<Option<u64>, StoreError> {
+        match &self.home {
+            Home::Store { offset } => {
+                let record = record(StoredLog { store, offset: *offset }, seq).await?;
+                Ok(record.map(|record| record.latest_ms))
+            }
+            Home::Ring { times, .. } => Ok(times.lock().get(seq)),
+        }
+    }
+
+    /// The first of `bounds` whose latest time is past `time_ms`; `tip + 1` if none is. Exact however wall
+    /// clocks stepped, because the latest time never falls.
+    pub(super) async fn first_after(
+        &self,
+        store: &dyn Store,
+        bounds: Bounds,
+        time_ms: u64,
+    ) -> Result<Seq, StoreError> {
+        let (mut low, mut high) = (bounds.floor, bounds.tip + 1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.latest_with(store, middle).await? {
+                Some(latest_ms) if latest_ms > time_ms => high = middle,
+                // Not kept any more: whatever is sought lies behind it.
+                _ => low = middle + 1,
+            }
+        }
+        Ok(low)
     }
 
     /// Whether anything is logged at all.
@@ -140,20 +233,30 @@ impl EventLog {
 
     /// Makes the next group durable. `Ok(false)`: nothing waits. On an error it stays, numbers and all.
     async fn append(&self, store: &dyn Store, now_ms: u64) -> Result<bool, StoreError> {
-        let group = if self.mode == EventLogMode::Each { 1 } else { GROUP_MAX };
-        let Some(append) = self.timeline.take(group, |lost| Arc::new(lost_events(lost, now_ms))) else {
+        let Some(append) = self.timeline.take(self.group, |lost| Arc::new(lost_events(lost, now_ms))) else {
             return Ok(false);
         };
         let mut latest_ms = self.latest_ms.load(Ordering::Relaxed);
-        let record = |event: &Arc<Event>| {
+        let mut time = |event: &Arc<Event>| {
             latest_ms = latest_ms.max(event.time_ms);
-            Record::encode(latest_ms, event)
+            latest_ms
         };
-        let records = append.events().iter().map(record).collect();
-        match store.append(append.first(), records).await {
-            Ok(()) => {}
-            Err(StoreError::Conflict) => carried_out(store, &append).await?,
-            Err(error) => return Err(error),
+        match &self.home {
+            Home::Store { offset } => {
+                let record = |event| Record::encode(time(event), event);
+                let records = append.events().iter().map(record).collect();
+                let store = StoredLog { store, offset: *offset };
+                match store.append(append.first(), records).await {
+                    Ok(()) => {}
+                    Err(StoreError::Conflict) => carried_out(store, &append).await?,
+                    Err(error) => return Err(error),
+                }
+            }
+            Home::Ring { size, leased, times } => {
+                lease(store, leased, append.first() + append.events().len() as Seq - 1, *size).await?;
+                let mut times = times.lock();
+                append.events().iter().for_each(|event| times.push(time(event), *size));
+            }
         }
         self.latest_ms.store(latest_ms, Ordering::Relaxed);
         append.durable();
@@ -161,9 +264,19 @@ impl EventLog {
     }
 }
 
+/// Numbers up to `last` are about to be used: before they are, it must be durable that they may have been.
+async fn lease(store: &dyn Store, leased: &AtomicU64, last: Seq, size: usize) -> Result<(), StoreError> {
+    if last > leased.load(Ordering::Relaxed) {
+        let up_to = last + size as Seq;
+        numbers::lease(store, up_to).await?;
+        leased.store(up_to, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
 /// The store has other numbers than we thought: it must be that an append which seemed to fail was carried
 /// out, since nobody else appends.
-async fn carried_out(store: &dyn Store, append: &Append<Arc<Event>>) -> Result<(), StoreError> {
+async fn carried_out(store: StoredLog<'_>, append: &Append<Arc<Event>>) -> Result<(), StoreError> {
     let tip = store.bounds().await?.tip;
     if tip + 1 == append.first() + append.events().len() as Seq { Ok(()) } else { Err(StoreError::Conflict) }
 }
@@ -212,6 +325,8 @@ impl Router {
         loop {
             let pushed = self.log.timeline.pushed();
             match self.append_events().await {
+                // What comes meanwhile shares the next group: a group costs a flush, however small it is.
+                Ok(true) if self.log.mode == EventLogMode::Group => self.ports.clock.sleep(GROUP_GAP).await,
                 Ok(true) => {}
                 Ok(false) => pushed.await,
                 Err(error) => {
@@ -258,11 +373,13 @@ impl Router {
             return Ok(());
         }
         let (store, config) = (self.ports.store.as_ref(), self.fleet().config.clone());
+        // What is not stored leaves with the ring, whatever its age.
+        let Some(stored) = self.log.stored(store) else { return Ok(()) };
         let bounds = self.log.bounds();
         let by_size = (bounds.tip + 1).saturating_sub(config.event_log_max_events);
         let max_age_ms = u64::try_from(config.event_log_max_age.as_millis()).unwrap_or(u64::MAX);
         let by_age = match self.ports.clock.wall().as_millis().checked_sub(max_age_ms) {
-            Some(time_ms) => first_after(store, bounds, time_ms).await?,
+            Some(time_ms) => self.log.first_after(store, bounds, time_ms).await?,
             None => bounds.floor,
         };
         let floor = by_size.max(by_age);
@@ -271,6 +388,6 @@ impl Router {
         }
         self.log.timeline.trim(floor);
         tracing::debug!(floor, "old events are given up");
-        store.trim(floor).await
+        stored.trim(floor).await
     }
 }

@@ -85,7 +85,7 @@ impl Disk {
 }
 
 fn timeline(tip: u64, ring: usize) -> Arc<Timeline<u64>> {
-    Arc::new(Timeline::new(Bounds { floor: 1, tip }, Limits { ring, waiting: 8 }))
+    Arc::new(Timeline::new(Bounds { floor: 1, tip }, Limits { ring, waiting: 8, ring_only: false }))
 }
 
 /// Makes all that waits durable.

@@ -1,10 +1,16 @@
 //! What subscribers are given, against the log as the disk holds it: nothing left out, nothing twice,
 //! nothing before it is durable, and no cut without a number to go on from.
+//!
+//! Where events are not stored, a witness sees each as soon as it can be seen: its numbers have no gap within
+//! a life, its events one start and one end each, everybody else is given what it saw, and no later life
+//! uses a number that it saw.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use pointsman::core::timeline::Seq;
+use futures_util::future::FutureExt;
+
+use pointsman::core::timeline::{Bounds, Seq};
 use pointsman::flow::audit;
 use pointsman::flow::follow::{Begin, FollowError, Reader, Step};
 use pointsman::flow::router::Router;
@@ -14,7 +20,7 @@ use pointsman::wire::filter::Filter;
 use crate::sometimes::Point;
 use crate::store::SimStore;
 use crate::trace::Actor;
-use crate::world::{State, Status, World};
+use crate::world::{Instance, State, Status, World};
 
 use super::{FEED_DURABLE, FEED_EXACT, FEED_EXPLICIT, FEED_INDEPENDENT, FEED_PROGRESS};
 
@@ -24,23 +30,43 @@ const HEAD: usize = 8;
 /// Events looked at in one step, at most, so that no reader keeps a thread for long.
 const STEP_MAX: u64 = 128;
 
-/// The log of one instance as it became durable, for good.
+/// The log of one instance as it became durable, or was seen, for good.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reference {
-    /// The event with number n is at n - 1.
-    events: Vec<Arc<Event>>,
+    events: BTreeMap<Seq, Arc<Event>>,
+    /// What the numbers of stored events are ahead of the disk's, by what the router says at its start.
+    offset: u64,
+    /// The newest record on the disk that is known.
+    stored: Seq,
+    /// The newest number the witness has seen, or that was there before it came.
+    seen: Seq,
     /// Requests that have started and not ended, by the log.
     open: BTreeSet<String>,
+    /// The witness missed events of this life: more came at once than the ring holds.
+    missed: bool,
 }
 
 impl Reference {
     fn get(&self, seq: Seq) -> Option<&Arc<Event>> {
-        self.events.get(usize::try_from(seq).ok()?.checked_sub(1)?)
+        self.events.get(&seq)
+    }
+
+    fn newest(&self) -> Seq {
+        self.events.last_key_value().map_or(0, |(seq, _)| *seq)
     }
 
     /// The first of the events behind `after` and before `before` that passes.
     fn wanted(&self, filter: &Filter, after: Seq, before: Seq) -> Option<Seq> {
-        (after + 1..before).find(|seq| self.get(*seq).is_some_and(|event| filter.matches(event)))
+        let between = (after + 1 < before).then(|| self.events.range(after + 1..before));
+        between.into_iter().flatten().find(|(_, event)| filter.matches(event)).map(|(seq, _)| *seq)
+    }
+
+    fn add(&mut self, seq: Seq, event: Arc<Event>) -> Result<(), String> {
+        let judged = self.account(seq, &event);
+        match self.events.insert(seq, event) {
+            Some(_) => Err(format!("the number {seq} is used for a second event")),
+            None => judged,
+        }
     }
 
     /// One start, one end.
@@ -49,7 +75,11 @@ impl Reference {
         let request = || fields.request_id.as_deref().unwrap_or_default().to_owned();
         match &*event.kind {
             // Whatever was open when the instance crashed has no end.
-            "instance.joined" => self.open.clear(),
+            "instance.joined" => {
+                self.open.clear();
+                self.missed = false;
+            }
+            _ if self.missed => {}
             "instance.left" => {
                 if let Some(open) = self.open.first() {
                     return Err(format!(
@@ -69,28 +99,121 @@ impl Reference {
     }
 }
 
-/// Takes note of what has become durable in an instance's log.
+/// Floor and tip of an instance's log, by its disk if events are stored there.
+fn bounds(of: &Instance) -> Bounds {
+    match (&of.witness, &of.router) {
+        (Some(_), Some(router)) => router.log().bounds(),
+        _ => {
+            let Bounds { floor, tip } = of.disk.bounds();
+            Bounds { floor: floor + of.events.offset, tip: tip + of.events.offset }
+        }
+    }
+}
+
+/// Takes note of what has become durable in an instance's log, or can be seen.
 pub(crate) fn learn(state: &mut State, now: u64, instance: usize) {
     let of = &mut state.instances[instance];
-    let known = of.events.events.len() as Seq;
-    let Some(records) = of.disk.durable_records(known + 1) else { return };
-    for (seq, record) in (known + 1..).zip(records) {
-        let judged = match Event::parse(record.slice(HEAD.min(record.len())..)) {
-            Err(bad) => Err(format!("event {seq} of instance {instance}: {bad}")),
-            Ok(event) => {
-                let judged = of.events.account(seq, &event);
-                of.events.events.push(Arc::new(event));
-                judged
+    let judged = if of.witness.is_some() { learn_by_sight(of) } else { learn_from_disk(of) };
+    if judged == Ok(true) {
+        state.reached(Point::NotStored);
+    }
+    if let Err(why) = judged {
+        state.break_promise(now, FEED_DURABLE, format!("instance {instance}: {why}"));
+    }
+}
+
+fn learn_from_disk(of: &mut Instance) -> Result<bool, String> {
+    let known = of.events.stored;
+    let Some(records) = of.disk.durable_records(known + 1) else { return Ok(false) };
+    for (number, record) in (known + 1..).zip(records) {
+        let seq = number + of.events.offset;
+        of.events.stored = number;
+        let event = Event::parse(record.slice(HEAD.min(record.len())..));
+        let event = event.map_err(|bad| format!("event {seq}: {bad}"))?;
+        of.events.add(seq, Arc::new(event))?;
+    }
+    Ok(false)
+}
+
+/// True if there was anything to see.
+fn learn_by_sight(of: &mut Instance) -> Result<bool, String> {
+    let mut any = false;
+    while let Some(looked) = of.witness.as_mut().and_then(|witness| witness.next().now_or_never()) {
+        match (looked, &of.router) {
+            (Ok(step), _) => {
+                for (seq, event) in &step.events {
+                    if *seq != of.events.seen + 1 {
+                        return Err(format!("event {seq} is seen after event {}", of.events.seen));
+                    }
+                    of.events.seen = *seq;
+                    of.events.add(*seq, Arc::clone(event))?;
+                    any = true;
+                }
+                of.witness.as_mut().expect("it has just looked").wrote(&step, step.end);
             }
-        };
-        if let Err(why) = judged {
-            return state.break_promise(now, FEED_DURABLE, format!("instance {instance}: {why}"));
+            (Err(FollowError::Gone { floor }), Some(router)) => {
+                let anew = router.follow(Begin::After(0), Filter::default()).now_or_never();
+                let anew = anew.and_then(Result::ok).ok_or("the ring cannot be read from its floor")?;
+                (of.events.seen, of.events.missed) = (floor - 1, true);
+                of.witness = Some(anew);
+            }
+            (Err(error), _) => return Err(format!("who keeps up is told: {error}")),
         }
+    }
+    Ok(any)
+}
+
+/// A life's log is open: its numbers go on behind all that were ever seen.
+pub(crate) async fn opened(world: &World, instance: usize, router: &Router) {
+    if !router.log().is_on() {
+        return;
+    }
+    let opened = router.log().bounds();
+    let witness = router.follow(Begin::After(0), Filter::default()).await;
+    let now = world.now();
+    let mut state = world.state.lock();
+    learn(&mut state, now, instance);
+    let of = &mut state.instances[instance];
+    let (newest, before) = (of.events.newest(), bounds(of));
+    let none = of.settings.log.as_ref().is_some_and(|log| log.none);
+    let moved = !none && opened.tip != before.tip;
+    if none {
+        of.events.seen = opened.tip;
+        of.witness = witness.ok();
+    } else {
+        of.events.offset = opened.tip.saturating_sub(of.disk.bounds().tip);
+    }
+    if newest > before.tip {
+        state.reached(if none { Point::NumbersGoOn } else { Point::StoredAgain });
+    }
+    if newest > opened.tip {
+        let why = format!(
+            "instance {instance} goes on behind number {}, and event {newest} was seen before",
+            opened.tip
+        );
+        state.break_promise(now, FEED_DURABLE, why);
+    } else if (none || moved) && opened.floor != opened.tip + 1 {
+        let why = format!(
+            "instance {instance} says it has events from {} to {} of a life that did not store them under these numbers",
+            opened.floor, opened.tip
+        );
+        state.break_promise(now, FEED_DURABLE, why);
     }
 }
 
 fn broken(world: &World, number: usize, promise: &str, why: String) {
     world.break_promise(promise, format!("subscriber {number}: {why}"));
+}
+
+/// Sees to it that the witness looks whenever there is more to see.
+pub(crate) async fn look_on(world: Arc<World>, instance: usize, router: Arc<Router>) {
+    loop {
+        let Ok(mut reader) = router.follow(Begin::Live, Filter::default()).await else { return };
+        while let Ok(step) = reader.next().await {
+            learn(&mut world.state.lock(), world.now(), instance);
+            reader.wrote(&step, step.end);
+        }
+    }
 }
 
 /// A session began at a position; the tip was `tip` when it asked for it.
@@ -114,7 +237,7 @@ pub(crate) fn began(world: &World, number: usize, begin: Begin, tip: Seq, reader
         Begin::Since(time) => {
             let events = &state.instances[instance].events;
             let late = |seq: &Seq| events.get(*seq).is_some_and(|event| event.time_ms > time.as_millis());
-            let missed = (state.instances[instance].disk.bounds().floor..=cursor).find(late);
+            let missed = (bounds(&state.instances[instance]).floor..=cursor).find(late);
             let early = |event: &Arc<Event>| event.time_ms <= time.as_millis();
             let too_early = cursor < tip && events.get(cursor + 1).is_some_and(early);
             match missed {
@@ -137,9 +260,17 @@ pub(crate) fn began(world: &World, number: usize, begin: Begin, tip: Seq, reader
 
 /// One step was looked at.
 pub(crate) fn looked(world: &World, number: usize, reader: &Reader, step: &Step) {
-    let tip = world.state.lock().instances[world.plan.subscribers[number].instance].disk.bounds().tip;
+    let (tip, stored) = {
+        let now = world.now();
+        let mut state = world.state.lock();
+        let instance = world.plan.subscribers[number].instance;
+        // By the time it is given the events, the ring may hold others.
+        learn(&mut state, now, instance);
+        let of = &state.instances[instance];
+        (bounds(of).tip, of.witness.is_none())
+    };
     let ring = world.plan.settings.log.as_ref().map_or(0, |log| log.ring as u64);
-    if tip.saturating_sub(reader.cursor()) > ring {
+    if stored && tip.saturating_sub(reader.cursor()) > ring {
         world.reached(Point::ReadFromDisk);
     }
     let looked_at = step.end.saturating_sub(reader.cursor());
@@ -257,8 +388,8 @@ pub(crate) fn refused(world: &World, number: usize, router: &Router, error: &Fol
 pub(crate) fn after_stop(state: &mut State, now: u64, instance: usize) {
     learn(state, now, instance);
     let of = &state.instances[instance];
-    let last = of.events.events.last();
-    if of.settings.log.is_some() && last.is_none_or(|event| event.kind != "instance.left") {
+    let last = of.events.events.last_key_value();
+    if of.settings.log.is_some() && last.is_none_or(|(_, event)| event.kind != "instance.left") {
         let why = format!("instance {instance} stopped in order, and its log ends with {last:?}");
         state.break_promise(now, FEED_DURABLE, why);
     }
@@ -299,7 +430,7 @@ pub(crate) fn at_rest(world: &World) {
     for number in 0..state.subscribers.len() {
         let of = &state.subscribers[number];
         let (instance, expect) = (of.instance, of.expect);
-        let tip = state.instances[instance].events.events.len() as Seq;
+        let tip = bounds(&state.instances[instance]).tip;
         let up = state.instances[instance].status == Status::Up;
         if up && (!of.connected || expect != Some(tip)) {
             let why = format!(
