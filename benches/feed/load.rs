@@ -95,7 +95,8 @@ impl Tally {
 fn request(address: SocketAddr, model: &str) -> Vec<u8> {
     let body = serde_json::json!({ "model": model, "messages": [], "stream": false }).to_string();
     let length = body.len();
-    format!("POST /api/chat HTTP/1.1\r\nhost: {address}\r\ncontent-length: {length}\r\n\r\n{body}").into_bytes()
+    format!("POST /api/chat HTTP/1.1\r\nhost: {address}\r\ncontent-length: {length}\r\n\r\n{body}")
+        .into_bytes()
 }
 
 /// Sends a request and reads its whole answer: its status.
@@ -126,7 +127,9 @@ async fn answer(stream: &mut TcpStream) -> io::Result<(u16, Vec<u8>)> {
         }
         let mut headers = [httparse::EMPTY_HEADER; 32];
         let mut head = httparse::Response::new(&mut headers);
-        let httparse::Status::Complete(used) = head.parse(&inbox).map_err(io::Error::other)? else { continue };
+        let httparse::Status::Complete(used) = head.parse(&inbox).map_err(io::Error::other)? else {
+            continue;
+        };
         let length = head.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
         let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.parse::<usize>().ok());
         let is_whole = match length {
