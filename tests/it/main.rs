@@ -10,6 +10,7 @@ mod clients;
 mod demo;
 mod feed;
 mod feed_client;
+mod feed_crash;
 mod feed_follow;
 mod house;
 mod life;
