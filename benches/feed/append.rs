@@ -95,7 +95,7 @@ fn two(report: &mut Report, what: &str, unit: &str, [alone, stalled]: [Vec<f64>;
 /// The p99 of a push and of the time until a reader has the event, in nanoseconds. A stalled subscriber has
 /// read a step of the log, holds it, and never comes again.
 fn in_process(stalled: usize) -> (f64, f64) {
-    let limits = Limits { ring: 16_384, waiting: 65_536 };
+    let limits = Limits { ring: 16_384, waiting: 65_536, ring_only: false };
     let timeline = Arc::new(Timeline::<Arc<Event>>::new(Bounds { floor: 1, tip: 0 }, limits));
     (0..STEP as u64).for_each(|seq| assert!(timeline.push(Arc::new(made::event(1, seq)))));
     let lost = |_| unreachable!("there is room");
