@@ -391,7 +391,7 @@ mod tests {
     use crate::adapters::memory::MemoryStore;
 
     async fn open(mode: EventLogMode, store: &MemoryStore) -> EventLog {
-        EventLog::open(mode, 16, store).await.unwrap()
+        EventLog::open(mode, 16, store).await.expect("memory does not fail")
     }
 
     /// Logs an event at each time, one group each.
