@@ -391,3 +391,70 @@ impl Router {
         stored.trim(floor).await
     }
 }
+
+#[cfg(all(test, feature = "server"))]
+mod tests {
+    use super::*;
+    use crate::adapters::memory::MemoryStore;
+
+    async fn open(mode: EventLogMode, store: &MemoryStore) -> EventLog {
+        EventLog::open(mode, 16, store).await.expect("memory does not fail")
+    }
+
+    /// Logs an event at each time, one group each.
+    async fn log(log: &EventLog, store: &MemoryStore, times: impl IntoIterator<Item = u64>) {
+        for time_ms in times {
+            let fields = Fields { time_ms, ..Fields::default() };
+            log.timeline.push(Arc::new(Event::new(Kind::ConfigReloaded, fields)));
+            assert_eq!(log.append(store, 0).await, Ok(true));
+        }
+    }
+
+    #[tokio::test]
+    async fn whatever_mode_comes_next_goes_on_behind_every_number_that_was_seen() {
+        let store = MemoryStore::new();
+        let mut seen = 0;
+        use EventLogMode::{Each, Group, None as Ring, Off};
+        for mode in [Ring, Ring, Group, Each, Ring, Off, Group, Ring, Ring, Each] {
+            let life = open(mode, &store).await;
+            if mode == Off {
+                continue;
+            }
+            let bounds = life.bounds();
+            assert!(bounds.tip >= seen, "{mode:?} goes on behind {bounds:?}, {seen} was seen");
+            assert!(mode != Ring || bounds.floor == bounds.tip + 1, "{bounds:?}");
+            log(&life, &store, 0..40).await;
+            assert_eq!(life.bounds().tip, bounds.tip + 40);
+            seen = bounds.tip + 40;
+        }
+    }
+
+    #[tokio::test]
+    async fn stored_events_keep_their_numbers_and_go_once_there_are_others_behind_them() {
+        let store = MemoryStore::new();
+        log(&open(EventLogMode::Group, &store).await, &store, 1..=3).await;
+        assert_eq!(open(EventLogMode::Group, &store).await.bounds(), Bounds { floor: 1, tip: 3 });
+        log(&open(EventLogMode::None, &store).await, &store, [4]).await;
+        let again = open(EventLogMode::Group, &store).await;
+        let Bounds { floor, tip } = again.bounds();
+        assert_eq!((floor, tip > 3), (tip + 1, true));
+        log(&again, &store, [5, 6]).await;
+        let bounds = Bounds { floor, tip: tip + 2 };
+        assert_eq!(open(EventLogMode::Group, &store).await.bounds(), bounds);
+        assert_eq!(again.latest_with(&store, bounds.tip).await, Ok(Some(6)));
+        assert_eq!(again.first_after(&store, bounds, 5).await, Ok(bounds.tip));
+    }
+
+    #[tokio::test]
+    async fn a_time_is_found_in_the_ring_though_the_clock_stepped_back() {
+        let store = MemoryStore::new();
+        let life = open(EventLogMode::None, &store).await;
+        log(&life, &store, [10, 30, 20, 40]).await;
+        assert_eq!(life.first_after(&store, life.bounds(), 10).await, Ok(2));
+        assert_eq!(life.first_after(&store, life.bounds(), 30).await, Ok(4));
+        log(&life, &store, [5; 16]).await;
+        assert_eq!(life.bounds(), Bounds { floor: 5, tip: 20 });
+        assert_eq!(life.latest_with(&store, 4).await, Ok(Some(40)), "what came before the ring is known");
+        assert_eq!(life.latest_with(&store, 3).await, Ok(None));
+    }
+}
