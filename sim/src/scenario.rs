@@ -288,7 +288,7 @@ fn settings(chance: &mut Stream, scenario: Scenario, duration_ms: u64) -> Settin
             each: chance.chance(250),
             ring: chance.pick(&[16, 16, 40, 400]),
             max_age_ms: chance.pick(&[5_000, 20_000, 60_000, 3_600_000]),
-            none: chance.chance(350),
+            none: chance.chance(200),
             switches: chance.chance(300),
         }),
     }
