@@ -224,7 +224,7 @@ fn subscribers(chance: &mut Stream, plan: &Plan) -> Vec<SubscriberPlan> {
             instance: chance.below(plan.instances.len() as u64) as usize,
             begin: match chance.below(4) {
                 0 => BeginPlan::Live,
-                1 => BeginPlan::Since { back_ms: chance.below(plan.duration_ms) },
+                1 | 2 => BeginPlan::Since { back_ms: chance.below(plan.duration_ms) },
                 _ => BeginPlan::All,
             },
             kinds: kinds(chance),

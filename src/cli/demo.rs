@@ -37,14 +37,14 @@ async fn demo(listen: SocketAddr) -> Result<(), CliError> {
     println!("{}", guide(instance.address(), &ollama, &openai));
     let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Signals)?;
-    #[expect(clippy::async_yields_async, reason = "the second future is when to stop waiting: at once")]
+    #[expect(clippy::async_yields_async, reason = "the second future is when to stop waiting: soon")]
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         // There is nothing to wait for in a demo.
-        core::future::ready(())
+        tokio::time::sleep(core::time::Duration::from_secs(1))
     };
     Ok(instance.run(stop).await?)
 }

