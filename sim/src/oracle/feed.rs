@@ -363,8 +363,10 @@ pub(crate) fn refused(world: &World, number: usize, router: &Router, error: &Fol
     let why = match error {
         FollowError::Gone { floor: told } if *told <= floor && of.resume.unwrap_or(0) + 1 < floor => {
             // It was told so, and goes on from there.
+            // What it was given before counts only if it came back with a number.
+            let had = of.resume.and(of.expect).unwrap_or(0);
+            of.expect = Some(had.max(told - 1));
             of.resume = Some(told - 1);
-            of.expect = of.expect.map(|expect| expect.max(told - 1)).or(Some(told - 1));
             state.reached(Point::ToldGone);
             return;
         }
