@@ -15,8 +15,9 @@ use tokio::time::sleep;
 use crate::crowd::{Over, silent};
 use crate::load::Load;
 use crate::made;
+use crate::median::median;
 use crate::process::{Process, yaml};
-use crate::report::{Bound, Report, median, quantile};
+use crate::report::{Bound, Report, quantile};
 
 const STALLED: usize = 1_000;
 const REQUESTS_PER_S: f64 = 1_000.0;

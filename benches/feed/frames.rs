@@ -11,9 +11,10 @@ use tokio::time::sleep;
 
 use crate::crowd::{Crowd, Over};
 use crate::load::Load;
+use crate::median::median;
 use crate::proc::cpu_us;
 use crate::process::{Process, yaml};
-use crate::report::{Bound, Report, median};
+use crate::report::{Bound, Report};
 
 const SUBSCRIBERS: usize = 200;
 const REQUESTS_PER_S: f64 = 250.0;

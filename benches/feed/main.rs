@@ -19,6 +19,8 @@ mod frames;
 mod idle;
 mod load;
 mod made;
+#[path = "../proxy/median.rs"]
+mod median;
 #[path = "../proxy/proc.rs"]
 #[allow(dead_code, reason = "shared with the other bench")]
 mod proc;
@@ -26,6 +28,8 @@ mod process;
 mod refused;
 mod replay;
 mod report;
+#[path = "../proxy/scratch.rs"]
+mod scratch;
 mod subscriber;
 
 use std::io;
@@ -34,6 +38,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::report::{Bound, Report};
+use crate::scratch::Scratch;
 
 const HELP: &str = "\
 What subscribers to events cost, against the targets.
@@ -126,7 +131,7 @@ fn parse(args: &[String]) -> Result<Option<Options>, String> {
 
 /// Runs the parts. False if a subscriber was given something wrong.
 fn bench(options: &Options) -> io::Result<bool> {
-    let scratch = Scratch::new()?;
+    let scratch = Scratch::new("feed-bench")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut report = Report::new(options.record.clone(), options.window, options.rounds);
     let mut is_right = true;
@@ -181,22 +186,4 @@ async fn crash_part(folder: &Path, options: &Options, report: &mut Report) -> io
         eprintln!("{mismatch}");
     }
     Ok(wrong == 0)
-}
-
-/// A directory that goes away with its value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> io::Result<Scratch> {
-        let path = std::env::temp_dir().join(format!("pointsman-feed-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&path)?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Left-overs in the temporary directory are not worth an error.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use memchr::memmem::Finder;
 
 use crate::made;
+use crate::median::median;
 use crate::proc::cpu_us;
 use crate::process::{Process, yaml};
-use crate::report::{Bound, Report, median};
+use crate::report::{Bound, Report};
 
 const EVENTS: u64 = 300_000;
 const TARGET_PER_S: f64 = 200_000.0;

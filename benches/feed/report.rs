@@ -90,17 +90,6 @@ fn short(value: f64) -> String {
     if value.fract() == 0.0 || value.abs() >= 1000.0 { format!("{value:.0}") } else { format!("{value:.2}") }
 }
 
-/// The middle value, or the mean of the two in the middle; zero of nothing.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let half = values.len() / 2;
-    match values.len() {
-        0 => 0.0,
-        odd if odd % 2 == 1 => values[half],
-        _ => f64::midpoint(values[half - 1], values[half]),
-    }
-}
-
 /// The value below which this share of all values lies; zero of nothing.
 pub(crate) fn quantile(values: &mut [u32], share: f64) -> f64 {
     values.sort_unstable();

@@ -18,9 +18,11 @@ mod client;
 mod contender;
 mod helper;
 mod load;
+mod median;
 mod options;
 mod proc;
 mod report;
+mod scratch;
 mod traffic;
 
 use std::io;
@@ -35,6 +37,7 @@ use crate::helper::{Helper, INTERRUPTED, ROLE};
 use crate::load::{Outcome, Spec};
 use crate::options::{HELP, Options};
 use crate::report::{Idle, Report, Window};
+use crate::scratch::Scratch;
 use crate::traffic::Load;
 
 /// What a load process may take beyond its warm-up and window before it is given up.
@@ -81,7 +84,7 @@ fn main() -> ExitCode {
 /// Runs everything and returns the number of wrong answers.
 fn bench(options: &Options) -> io::Result<u64> {
     watch_signals();
-    let scratch = Scratch::new()?;
+    let scratch = Scratch::new("bench")?;
     let nginx = find_nginx();
     let backend = Helper::start("backend", "")?;
     let port = backend.line(PATIENCE)?.parse().map_err(io::Error::other)?;
@@ -188,22 +191,4 @@ fn find_nginx() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
     places.map(|place| place.join("nginx")).find(|program| program.is_file())
-}
-
-/// A directory that goes away with its value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> io::Result<Scratch> {
-        let path = std::env::temp_dir().join(format!("pointsman-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&path)?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Left-overs in the temporary directory are not worth an error.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

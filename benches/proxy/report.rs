@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::contender::Name;
 use crate::load::Outcome;
+use crate::median::median;
 use crate::options::Options;
 use crate::traffic::Load;
 
@@ -274,17 +275,6 @@ fn cpu_per_request(window: &Window) -> Option<f64> {
 
 fn cpu_text(cpu: Option<f64>) -> String {
     cpu.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}"))
-}
-
-/// The middle value, or the mean of the two in the middle; zero of nothing.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let half = values.len() / 2;
-    match values.len() {
-        0 => 0.0,
-        odd if odd % 2 == 1 => values[half],
-        _ => f64::midpoint(values[half - 1], values[half]),
-    }
 }
 
 fn merge(into: &mut Value, from: Value) {

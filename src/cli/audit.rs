@@ -42,7 +42,7 @@ pub(super) fn run(args: &AuditArgs) -> ExitCode {
 }
 
 fn report(data: &Path) -> Result<Report, Unchecked> {
-    let folder = data.join("store");
+    let folder = serve::store_folder(data);
     if !folder.is_dir() {
         // Opening it would make one.
         return Err(Unchecked::NoStore(data.to_owned()));

@@ -43,7 +43,7 @@ async fn demo(listen: SocketAddr) -> Result<(), CliError> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        // There is nothing to wait for in a demo.
+        // In a demo nobody is sorry for a stream that is cut off.
         tokio::time::sleep(core::time::Duration::from_secs(1))
     };
     Ok(instance.run(stop).await?)

@@ -1,7 +1,7 @@
 //! `pointsman serve`: an instance with its data on disk, which listens to signals: SIGTERM and SIGINT
 //! stop it, SIGHUP reads the configuration again.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -37,9 +37,13 @@ async fn serve(config: Config, args: &ServeArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+/// A folder of its own within the data folder: damaged data is set aside by renaming it.
+pub(super) fn store_folder(data: &Path) -> PathBuf {
+    data.join("store")
+}
+
 fn open(data: &Path, recover: bool) -> Result<SledStore, InstanceError> {
-    // A folder of its own within the data folder: damaged data is set aside by renaming it.
-    let folder = data.join("store");
+    let folder = store_folder(data);
     if recover && let Some(aside) = SledStore::recover(&folder).map_err(InstanceError::Recover)? {
         tracing::warn!(aside = %aside.display(), "the data was damaged: set aside, starting empty");
     }

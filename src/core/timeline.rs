@@ -7,7 +7,7 @@
 //! what is gone. Nobody is handed events: each subscriber has a cursor of its own
 //! and comes to read behind it (`feed-exact`), and an append touches no subscriber
 //! (`feed-independent`). Who sleeps at the tip listens first, then reads again, then sleeps
-//! (`feed-progress`); see [`super::signal`]. Called by `flow::feed`.
+//! (`feed-progress`); see [`super::signal`]. Called by `flow::log` (push, append, trim) and `flow::follow` (read).
 
 use std::collections::VecDeque;
 
