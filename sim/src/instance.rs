@@ -67,6 +67,7 @@ impl Instance {
             stored_seen: 0,
             events: Default::default(),
             witness: None,
+            seats: Arc::default(),
             audited: false,
         }
     }
@@ -121,6 +122,7 @@ pub(crate) fn start(world: &Arc<World>, index: usize) {
         of.minutes.clear();
         of.granted_since = None;
         of.stored_seen = 0;
+        of.seats = Arc::default();
         if let Some(log) = of.settings.log.as_mut().filter(|log| log.switches && of.life > 1) {
             log.none = !log.none;
         }

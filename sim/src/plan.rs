@@ -125,6 +125,10 @@ pub(crate) struct LogSettings {
     /// Each life has the other kind of log.
     #[serde(default)]
     pub(crate) switches: bool,
+    /// A subscriber that takes nothing for so long is cut off.
+    pub(crate) stall_ms: u64,
+    /// Events per second to all subscribers of one address.
+    pub(crate) per_ip_limit: u32,
 }
 
 impl Settings {
@@ -158,14 +162,16 @@ impl Settings {
             seconds(self.drain_grace_ms),
             match &self.log {
                 None => "event_log: off\n".to_owned(),
-                Some(LogSettings { each, ring, max_age_ms, none, .. }) => format!(
-                    "event_log: {}\nevent_ring: {ring}\nevent_log_max_age_secs: {}\n",
+                Some(LogSettings { each, ring, max_age_ms, none, stall_ms, per_ip_limit, .. }) => format!(
+                    "event_log: {}\nevent_ring: {ring}\nevent_log_max_age_secs: {}\nsubscriber_stall_secs: {}\n\
+                     per_ip_limit: {per_ip_limit}\n",
                     match (none, each) {
                         (true, _) => "none",
                         (false, true) => "each",
                         (false, false) => "group",
                     },
                     seconds(*max_age_ms),
+                    seconds(*stall_ms),
                 ),
             },
         );
@@ -245,11 +251,16 @@ pub(crate) struct SubscriberPlan {
     pub(crate) rests_us: u64,
     /// It leaves after so many events, and comes back.
     pub(crate) leaves_after: Option<u64>,
-    /// It is cut off after so many events.
+    /// Its connection breaks after so many events.
     pub(crate) cut_after: Option<u64>,
     /// After so many events it wants these kinds instead.
     pub(crate) changes_after: Option<u64>,
     pub(crate) then: Vec<String>,
+    /// Its server learns at once when a piece is written, as over a WebSocket, and gives up a write in the
+    /// middle; else only when it is asked for the next.
+    pub(crate) over_socket: bool,
+    /// It takes no longer messages than this.
+    pub(crate) message_bytes_max: Option<usize>,
 }
 
 /// Where it begins the first time.

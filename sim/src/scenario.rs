@@ -233,6 +233,8 @@ fn subscribers(chance: &mut Stream, plan: &Plan) -> Vec<SubscriberPlan> {
             cut_after: chance.chance(400).then(|| chance.within(1, 30)),
             changes_after: chance.chance(300).then(|| chance.within(1, 20)),
             then: kinds(chance),
+            over_socket: chance.chance(500),
+            message_bytes_max: chance.chance(100).then(|| chance.within(120, 260) as usize),
         })
         .collect()
 }
@@ -290,6 +292,8 @@ fn settings(chance: &mut Stream, scenario: Scenario, duration_ms: u64) -> Settin
             max_age_ms: chance.pick(&[5_000, 20_000, 60_000, 3_600_000]),
             none: chance.chance(200),
             switches: chance.chance(300),
+            stall_ms: chance.pick(&[300, 3_000, 30_000]),
+            per_ip_limit: chance.pick(&[0, 100, 400, 5_000]),
         }),
     }
 }

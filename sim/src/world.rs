@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use pointsman::core::breaker::Health;
 use pointsman::core::time::Timestamp;
 use pointsman::flow::follow::Reader;
+use pointsman::flow::pump::Wish;
 use pointsman::flow::router::Router;
-use pointsman::wire::filter::Filter;
+use pointsman::flow::seats::Seats;
 
 use crate::disk::Disk;
 use pointsman::core::signal::Signal;
@@ -174,6 +175,8 @@ pub(crate) struct Instance {
     pub(crate) events: Reference,
     /// In such a life: who sees every event as soon as anybody can.
     pub(crate) witness: Option<Reader>,
+    /// Who follows this life.
+    pub(crate) seats: Arc<Seats>,
     /// Its store was read once more when all was over.
     pub(crate) audited: bool,
 }
@@ -252,13 +255,15 @@ pub(crate) struct Call {
 pub(crate) struct Subscriber {
     pub(crate) instance: usize,
     /// What it wants now.
-    pub(crate) filter: Filter,
+    pub(crate) wish: Wish,
     /// With which number it comes back.
     pub(crate) resume: Option<u64>,
     /// Everything up to here was given to it, or not wanted.
     pub(crate) expect: Option<u64>,
     /// The last event it was given in this session.
     pub(crate) last_given: Option<u64>,
+    /// The last number it was told in this session, or where the session began.
+    pub(crate) told: u64,
     pub(crate) connected: bool,
     pub(crate) sessions: u64,
     /// Notified when a session ends.

@@ -24,7 +24,9 @@ const STEP: usize = 128;
 /// Where a reader begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begin {
-    /// Behind the event with this number; 0 is everything that is kept.
+    /// With the oldest event that is kept.
+    Kept,
+    /// Behind this number: an event's, or 0, which is the place before the first event ever.
     After(Seq),
     /// With the first event later than this, by the clock that labelled it.
     Since(Timestamp),
@@ -85,7 +87,7 @@ impl Router {
         let bounds = self.log.bounds();
         let cursor = match begin {
             Begin::Live => bounds.tip,
-            Begin::After(0) => bounds.floor - 1,
+            Begin::Kept => bounds.floor - 1,
             Begin::After(after) if after > bounds.tip => {
                 return Err(FollowError::Future { after, tip: bounds.tip });
             }

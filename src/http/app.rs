@@ -10,9 +10,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::core::sync::Arc;
 use crate::flow::router::Router;
+use crate::flow::seats::Seats;
+use crate::ports::BoxFuture;
 use crate::wire::request::Shape;
 
-use super::feed::{self, Seats};
+use super::feed::{self, Packer};
 use super::metrics::Metrics;
 use super::request_id::X_REQUEST_ID;
 use super::{auth, inference, overview, reply, request_id, usage};
@@ -24,6 +26,8 @@ pub struct App {
     pub(super) metrics: Arc<Metrics>,
     /// Who follows the event log.
     pub(super) seats: Arc<Seats>,
+    /// Compresses events for those who want it so.
+    pub(super) packer: Arc<Packer>,
     /// True once the server stops: streams that would never end by themselves end then. Connections and such
     /// streams hold a receiver, so the server knows when the last of them has ended.
     stopping: Arc<watch::Sender<bool>>,
@@ -45,7 +49,8 @@ impl App {
     pub fn new(router: Arc<Router>) -> App {
         let seats = Arc::new(Seats::new());
         let metrics = Arc::new(Metrics::new(Arc::clone(&router), Arc::clone(&seats)));
-        App { router, metrics, seats, stopping: Arc::new(watch::Sender::new(false)) }
+        let packer = Arc::new(Packer::new());
+        App { router, metrics, seats, packer, stopping: Arc::new(watch::Sender::new(false)) }
     }
 
     /// Ends the streams that would never end by themselves.
@@ -55,6 +60,15 @@ impl App {
 
     pub(super) fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.subscribe()
+    }
+
+    /// Completes when the server stops.
+    pub(super) fn stop_begun(&self) -> BoxFuture<'static, ()> {
+        let mut stopping = self.stopping();
+        Box::pin(async move {
+            // The other side goes away with the server: that is a stop too.
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        })
     }
 
     /// Completes when every connection has ended and every such stream: a WebSocket's outlives its connection.
@@ -85,6 +99,7 @@ impl App {
             .route(feed::ROUTES[0], get(feed::events))
             .route(feed::ROUTES[1], get(feed::socket))
             .route("/api/events/bounds", get(feed::bounds))
+            .route("/api/events/dictionary", get(feed::dictionary))
             .route("/metrics", get(usage::metrics))
             .route("/", get(|| async { "pointsman is running\n" }))
             .fallback(unknown_route)

@@ -19,9 +19,8 @@ use crate::core::names::EndpointName;
 use crate::core::sync::{Arc, Contention, contention};
 use crate::core::time::Instant;
 use crate::flow::router::Router;
+use crate::flow::seats::Seats;
 use crate::ports::Clock;
-
-use super::feed::Seats;
 
 /// Bounds of the histograms in seconds: from a cached embedding to a long answer.
 const SECONDS: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
@@ -32,19 +31,12 @@ struct Ended {
     outcome: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CutOff {
-    reason: &'static str,
-}
-
 /// Everything `/metrics` shows.
 pub(super) struct Metrics {
     registry: Registry,
     requests: Family<Ended, Counter>,
     duration: Histogram,
     first_byte: Histogram,
-    delivered: Counter,
-    cut_off: Family<CutOff, Counter>,
     clock: Arc<dyn Clock>,
 }
 
@@ -66,13 +58,9 @@ impl Metrics {
             Unit::Seconds,
             first_byte.clone(),
         );
-        let (delivered, cut_off) = (Counter::default(), Family::default());
-        registry.register("events_delivered", "Events written to subscribers", delivered.clone());
-        let help = "Subscribers cut off, by reason: stalled, lagging, gone, failed";
-        registry.register("subscribers_cut_off", help, cut_off.clone());
         let clock = Arc::clone(&router.ports().clock);
         registry.register_collector(Box::new(State { router, seats }));
-        Metrics { registry, requests, duration, first_byte, delivered, cut_off, clock }
+        Metrics { registry, requests, duration, first_byte, clock }
     }
 
     /// A request begins; how it ends is counted once, whatever happens to it.
@@ -84,16 +72,6 @@ impl Metrics {
     fn ended(&self, route: &'static str, outcome: &'static str, took: Duration) {
         self.requests.get_or_create(&Ended { route, outcome }).inc();
         self.duration.observe(took.as_secs_f64());
-    }
-
-    /// Events were written to a subscriber.
-    pub(super) fn delivered(&self, count: u64) {
-        self.delivered.inc_by(count);
-    }
-
-    /// A subscriber was cut off.
-    pub(super) fn cut_off(&self, reason: &'static str) {
-        self.cut_off.get_or_create(&CutOff { reason }).inc();
     }
 
     /// The OpenMetrics text.
@@ -222,6 +200,18 @@ impl Collector for State {
 
         let subscribers = [(vec![], gauge(self.seats.taken() as i64))];
         write(encoder, ("subscribers", "Subscribers to the event log", MetricType::Gauge), subscribers)?;
+        let delivered = [(vec![], counter(self.seats.delivered()))];
+        let help = "Events written to subscribers";
+        write(encoder, ("events_delivered", help, MetricType::Counter), delivered)?;
+        let cut_off = self.seats.cut_off();
+        let by_reason =
+            |(reason, count): (&'static str, u64)| (vec![("reason", reason.to_owned())], counter(count));
+        let help = "Subscribers cut off, by reason: stalled, lagging, gone, failed";
+        write(
+            encoder,
+            ("subscribers_cut_off", help, MetricType::Counter),
+            cut_off.into_iter().map(by_reason),
+        )?;
         let (log, number) = (self.router.log(), |count: u64| gauge(i64::try_from(count).unwrap_or(i64::MAX)));
         let waiting = [(vec![], gauge(log.waiting() as i64))];
         write(encoder, ("events_waiting", "Events that are not durable yet", MetricType::Gauge), waiting)?;

@@ -3,12 +3,34 @@
 use std::net::{IpAddr, SocketAddr};
 
 use axum::http::HeaderMap;
+use tokio::sync::Notify;
 
 use crate::config::Network;
+use crate::core::sync::Arc;
 
-/// The address a connection comes from. Only requests that ask for it have it among their extensions.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) IpAddr);
+/// Where a connection comes from, and how to end it. Only requests that ask for it have it among their
+/// extensions.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) address: IpAddr,
+    pub(super) cut: Cut,
+}
+
+/// Ends a connection from outside, whatever it is doing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cut(Arc<Notify>);
+
+impl Cut {
+    /// Ends it.
+    pub(super) fn cut(&self) {
+        self.0.notify_one();
+    }
+
+    /// Completes when it is to end.
+    pub(super) async fn wanted(&self) {
+        self.0.notified().await;
+    }
+}
 
 /// The client's address: the peer's, unless that is a trusted proxy. Then it is the right-most address of
 /// `x-forwarded-for` that is not one, because a client can write whatever it likes to the left of it.

@@ -4,7 +4,6 @@ use std::io;
 use std::pin::pin;
 
 use core::future::Future;
-use core::net::IpAddr;
 use core::pin::Pin;
 use core::time::Duration;
 
@@ -22,7 +21,7 @@ use tokio_io_timeout::TimeoutStream;
 
 use super::app::App;
 use super::feed;
-use super::peer::Peer;
+use super::peer::{Cut, Peer};
 
 /// Pause after the system refused a connection for want of file descriptors or memory.
 const BREATHER: Duration = Duration::from_millis(100);
@@ -91,13 +90,17 @@ pub async fn serve<Hurry: Future<Output = ()>>(
         http.header_read_timeout(header_timeout);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(stall_timeout));
-        let service = Known { service: service.clone(), peer };
+        let cut = Cut::default();
+        let service = Known { service: service.clone(), peer: Peer { address: peer, cut: cut.clone() } };
         let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service).with_upgrades();
         let stopping = app.stopping();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
-            if let Err(error) = attend(connection, stopping).await {
-                tracing::debug!(%error, "connection ended");
+            tokio::select! {
+                ended = attend(connection, stopping) => if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                },
+                () = cut.wanted() => tracing::debug!("connection cut: its client takes nothing"),
             }
         });
     };
@@ -129,7 +132,7 @@ async fn attend(connection: Connection, mut stopping: watch::Receiver<bool>) -> 
 /// The routes, for a connection whose peer is known.
 struct Known {
     service: TowerToHyperService<axum::Router>,
-    peer: IpAddr,
+    peer: Peer,
 }
 
 impl Service<Request<Incoming>> for Known {
@@ -140,7 +143,7 @@ impl Service<Request<Incoming>> for Known {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         // An extension costs memory, so only who needs it has it.
         if feed::ROUTES.contains(&request.uri().path()) {
-            request.extensions_mut().insert(Peer(self.peer));
+            request.extensions_mut().insert(self.peer.clone());
         }
         self.service.call(request)
     }

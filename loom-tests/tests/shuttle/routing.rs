@@ -316,7 +316,7 @@ fn follow() {
         })
     });
     let mut tasks =
-        vec![spawn(reader(town.clone(), Begin::After(0))), spawn(reader(town.clone(), Begin::Live))];
+        vec![spawn(reader(town.clone(), Begin::Kept)), spawn(reader(town.clone(), Begin::Live))];
     let router = CoreArc::clone(&town.router);
     tasks.push(spawn(async move {
         let serving = async {

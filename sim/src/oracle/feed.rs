@@ -8,11 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use core::time::Duration;
+
 use futures_util::future::FutureExt;
 
 use pointsman::core::timeline::{Bounds, Seq};
 use pointsman::flow::audit;
-use pointsman::flow::follow::{Begin, FollowError, Reader, Step};
+use pointsman::flow::follow::{Begin, FollowError, Reader};
+use pointsman::flow::pump::{Ending, Given, Pump, Turn};
 use pointsman::flow::router::Router;
 use pointsman::wire::event::Event;
 use pointsman::wire::filter::Filter;
@@ -20,7 +23,7 @@ use pointsman::wire::filter::Filter;
 use crate::sometimes::Point;
 use crate::store::SimStore;
 use crate::trace::Actor;
-use crate::world::{Instance, State, Status, World};
+use crate::world::{Instance, State, Status, Subscriber, World};
 
 use super::{FEED_DURABLE, FEED_EXACT, FEED_EXPLICIT, FEED_INDEPENDENT, FEED_PROGRESS};
 
@@ -29,6 +32,9 @@ const HEAD: usize = 8;
 
 /// Events looked at in one step, at most, so that no reader keeps a thread for long.
 const STEP_MAX: u64 = 128;
+
+/// A growing lag is held against a subscriber over so much of its own time, at least.
+const LAGS_FOR: Duration = Duration::from_secs(30);
 
 /// The log of one instance as it became durable, or was seen, for good.
 #[derive(Clone, Debug, Default)]
@@ -55,10 +61,10 @@ impl Reference {
         self.events.last_key_value().map_or(0, |(seq, _)| *seq)
     }
 
-    /// The first of the events behind `after` and before `before` that passes.
-    fn wanted(&self, filter: &Filter, after: Seq, before: Seq) -> Option<Seq> {
+    /// The first of the events behind `after` and before `before` that this subscriber wants.
+    fn wanted(&self, of: &Subscriber, after: Seq, before: Seq) -> Option<Seq> {
         let between = (after + 1 < before).then(|| self.events.range(after + 1..before));
-        between.into_iter().flatten().find(|(_, event)| filter.matches(event)).map(|(seq, _)| *seq)
+        between.into_iter().flatten().find(|(seq, event)| wants(of, **seq, event)).map(|(seq, _)| *seq)
     }
 
     fn add(&mut self, seq: Seq, event: Arc<Event>) -> Result<(), String> {
@@ -97,6 +103,11 @@ impl Reference {
         }
         Ok(())
     }
+}
+
+/// Whether the event is one that this subscriber asked for.
+fn wants(of: &Subscriber, seq: Seq, event: &Event) -> bool {
+    of.wish.filter.matches(event) && event.frame_len(seq, of.last_given) <= of.wish.message_bytes_max
 }
 
 /// Floor and tip of an instance's log, by its disk if events are stored there.
@@ -152,7 +163,7 @@ fn learn_by_sight(of: &mut Instance) -> Result<bool, String> {
                 of.witness.as_mut().expect("it has just looked").wrote(&step, step.end);
             }
             (Err(FollowError::Gone { floor }), Some(router)) => {
-                let anew = router.follow(Begin::After(0), Filter::default()).now_or_never();
+                let anew = router.follow(Begin::Kept, Filter::default()).now_or_never();
                 let anew = anew.and_then(Result::ok).ok_or("the ring cannot be read from its floor")?;
                 (of.events.seen, of.events.missed) = (floor - 1, true);
                 of.witness = Some(anew);
@@ -169,7 +180,7 @@ pub(crate) async fn opened(world: &World, instance: usize, router: &Router) {
         return;
     }
     let opened = router.log().bounds();
-    let witness = router.follow(Begin::After(0), Filter::default()).await;
+    let witness = router.follow(Begin::Kept, Filter::default()).await;
     let now = world.now();
     let mut state = world.state.lock();
     learn(&mut state, now, instance);
@@ -225,7 +236,7 @@ pub(crate) fn began(world: &World, number: usize, begin: Begin, tip: Seq, reader
     let cursor = reader.cursor();
     state.trace.note(now, Actor::Subscriber(number), "begins behind event {a}", cursor, 0);
     let right = match begin {
-        Begin::After(0) => Ok(()),
+        Begin::Kept => Ok(()),
         Begin::After(after) if after == cursor => {
             state.reached(Point::Resumed);
             Ok(())
@@ -256,10 +267,14 @@ pub(crate) fn began(world: &World, number: usize, begin: Begin, tip: Seq, reader
     let of = &mut state.subscribers[number];
     // Who has nothing to come back with begins anew.
     of.expect = of.resume.and(of.expect).or(Some(cursor));
+    of.told = cursor;
 }
 
-/// One step was looked at.
-pub(crate) fn looked(world: &World, number: usize, reader: &Reader, step: &Step) {
+/// A turn was handed out.
+pub(crate) fn handed(world: &World, number: usize, turn: &Turn, pump: &Pump) {
+    if !matches!(turn, Turn::Events(_)) {
+        return;
+    }
     let (tip, stored) = {
         let now = world.now();
         let mut state = world.state.lock();
@@ -270,18 +285,20 @@ pub(crate) fn looked(world: &World, number: usize, reader: &Reader, step: &Step)
         (bounds(of).tip, of.witness.is_none())
     };
     let ring = world.plan.settings.log.as_ref().map_or(0, |log| log.ring as u64);
-    if stored && tip.saturating_sub(reader.cursor()) > ring {
+    if stored && tip.saturating_sub(pump.cursor()) > ring {
         world.reached(Point::ReadFromDisk);
     }
-    let looked_at = step.end.saturating_sub(reader.cursor());
-    if looked_at > STEP_MAX {
-        let why = format!("{looked_at} events are read at once, while others wait");
+    let in_hand = pump.in_hand();
+    if in_hand > STEP_MAX {
+        let why = format!("{in_hand} events are held for it at once, while others wait");
         broken(world, number, FEED_INDEPENDENT, why);
     }
 }
 
 /// The subscriber was given an event.
-pub(crate) fn given(world: &World, number: usize, seq: Seq, event: &Event, prev: Option<Seq>) {
+pub(crate) fn given(world: &World, number: usize, given: &Given) {
+    let Given { seq, prev, event } = given;
+    let (seq, prev) = (*seq, *prev);
     let now = world.now();
     let mut state = world.state.lock();
     let instance = state.subscribers[number].instance;
@@ -292,24 +309,24 @@ pub(crate) fn given(world: &World, number: usize, seq: Seq, event: &Event, prev:
     let expect = of.expect.unwrap_or(seq - 1);
     let judged = match events.get(seq) {
         None => Err((FEED_DURABLE, format!("is given event {seq}, which a crash would take back"))),
-        Some(known) if **known != *event => Err((
+        Some(known) if **known != **event => Err((
             FEED_DURABLE,
             format!("event {seq} is another than the one that was logged under this number"),
         )),
         Some(_) if seq <= expect => {
             Err((FEED_EXACT, format!("is given event {seq} after everything up to {expect}")))
         }
-        Some(_) if !of.filter.matches(event) => Err((FEED_EXACT, format!("did not want event {seq}"))),
+        Some(_) if !wants(of, seq, event) => Err((FEED_EXACT, format!("did not want event {seq}"))),
         Some(_) if prev != of.last_given => Err((
             FEED_EXACT,
             format!("event {seq} says that {prev:?} was before it, it was {:?}", of.last_given),
         )),
-        Some(_) => match events.wanted(&of.filter, expect, seq) {
+        Some(_) => match events.wanted(of, expect, seq) {
             Some(missed) => Err((FEED_EXACT, format!("is given event {seq}, and never was event {missed}"))),
             None => Ok(()),
         },
     };
-    (of.expect, of.resume, of.last_given) = (Some(seq), Some(seq), Some(seq));
+    (of.expect, of.resume, of.last_given, of.told) = (Some(seq), Some(seq), Some(seq), seq);
     let filtered = seq > expect + 1;
     if filtered {
         state.reached(Point::Filtered);
@@ -329,8 +346,8 @@ pub(crate) fn moved_on(world: &World, number: usize, end: Seq) {
     let State { subscribers, instances, .. } = &mut *state;
     let of = &mut subscribers[number];
     let expect = of.expect.unwrap_or(end);
-    let missed = instances[instance].events.wanted(&of.filter, expect, end + 1);
-    (of.expect, of.resume) = (Some(end.max(expect)), Some(end));
+    let missed = instances[instance].events.wanted(of, expect, end + 1);
+    (of.expect, of.resume, of.told) = (Some(end.max(expect)), Some(end), end);
     drop(state);
     if let Some(missed) = missed {
         broken(
@@ -342,14 +359,68 @@ pub(crate) fn moved_on(world: &World, number: usize, end: Seq) {
     }
 }
 
-/// It was cut off in mid-stream, and told the last number written.
-pub(crate) fn cut(world: &World, number: usize, last_seq: Seq) {
-    let now = world.now();
-    let mut state = world.state.lock();
-    state.trace.note(now, Actor::Subscriber(number), "is cut off after event {a}", last_seq, 0);
-    state.reached(Point::CutOffForSlowness);
-    // It takes the server's word for it, not its own.
-    state.subscribers[number].resume = Some(last_seq);
+/// How long a subscriber took over what it was handed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rested {
+    /// Over the last piece.
+    pub(crate) last: Duration,
+    /// Over all of them, in this session.
+    pub(crate) total: Duration,
+}
+
+/// Its stream ended with these words.
+pub(crate) fn ended(world: &World, number: usize, router: &Router, ending: &Ending, rested: &Rested) {
+    let (last_seq, judged) = match ending {
+        Ending::Stopping => {
+            let state = world.state.lock();
+            let stops = state.instances[state.subscribers[number].instance].status != Status::Up;
+            (
+                None,
+                if stops { Ok(()) } else { Err("its stream ends, and nobody stops its instance".to_owned()) },
+            )
+        }
+        Ending::TooSlow { last_seq, reason, .. } => (Some(*last_seq), is_slow(world, reason, rested)),
+        Ending::Gone { last_seq, .. } | Ending::Failed { last_seq, .. } => (Some(*last_seq), Ok(())),
+    };
+    if let Err(why) = judged {
+        return broken(world, number, FEED_EXPLICIT, why);
+    }
+    if let Some(last_seq) = last_seq {
+        let told = {
+            let mut state = world.state.lock();
+            let of = &mut state.subscribers[number];
+            // It takes the server's word for it, not its own.
+            of.resume = Some(last_seq);
+            of.told
+        };
+        world.note(Actor::Subscriber(number), "is cut off after event {a}", last_seq, 0);
+        if told != last_seq {
+            let why = format!(
+                "is cut off and told that {last_seq} was the last number on its stream, it was {told}"
+            );
+            return broken(world, number, FEED_EXPLICIT, why);
+        }
+    }
+    match ending {
+        Ending::Gone { floor, .. } => refused(world, number, router, &FollowError::Gone { floor: *floor }),
+        Ending::Failed { error, .. } => refused(world, number, router, error),
+        Ending::TooSlow { .. } => world.reached(Point::CutOffForSlowness),
+        Ending::Stopping => {}
+    }
+}
+
+/// Whoever took all it was handed in time is not slow, whatever its address's rate or its lag.
+fn is_slow(world: &World, reason: &str, rested: &Rested) -> Result<(), String> {
+    let stall = world.plan.settings.log.as_ref().map_or(0, |log| log.stall_ms);
+    let is_slow = match reason {
+        "stalled" => rested.last > Duration::from_millis(stall),
+        _ => rested.total >= LAGS_FOR,
+    };
+    if is_slow {
+        Ok(())
+    } else {
+        Err(format!("is cut off as {reason}, and took {rested:?} over what it got"))
+    }
 }
 
 /// Nothing could be read.
@@ -427,6 +498,15 @@ pub(crate) fn at_rest(world: &World) {
         if waiting > 0 {
             let why = format!("{waiting} events of instance {instance} still wait to be durable at rest");
             state.break_promise(now, FEED_PROGRESS, why);
+        }
+    }
+    for instance in 0..state.instances.len() {
+        let connected = state.subscribers.iter().filter(|of| of.instance == instance && of.connected).count();
+        let taken = state.instances[instance].seats.taken();
+        if state.instances[instance].status == Status::Up && taken != connected {
+            let why =
+                format!("{taken} seats of instance {instance} are taken at rest, by {connected} subscribers");
+            state.break_promise(now, FEED_INDEPENDENT, why);
         }
     }
     for number in 0..state.subscribers.len() {

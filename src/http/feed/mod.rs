@@ -1,38 +1,45 @@
 //! The event feed: `GET /api/events` as server-sent events, `GET /subscribe` as a WebSocket, and the bounds
-//! of the log. Both streams ask one [`pump::Pump`] what to write; all else they have is an encoding.
+//! of the log. Both streams ask a [`Pump`] what to write; all else they have is an encoding.
 
-mod limits;
-mod pace;
-mod pump;
+mod ending;
+mod leash;
+mod pack;
 mod query;
 mod socket;
 mod sse;
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use core::time::Duration;
+
 use axum::RequestExt;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::core::sync::Arc;
 use crate::flow::follow::{Begin, FollowError};
+use crate::flow::pump::{self, Pump};
+use crate::flow::seats::NoSeat;
 use crate::wire::Family;
 use crate::wire::errors::error_body;
 
-use self::limits::NoSeat;
-pub(super) use self::limits::Seats;
-use self::pump::{Parts, Pump};
-use self::query::{BadQuery, Query};
+use self::leash::Leash;
+pub(super) use self::pack::Packer;
+use self::query::{BadQuery, Encoding, Query};
 use super::app::App;
 use super::peer::{self, Peer};
 use super::reply;
 
 /// The routes whose handlers need to know their peer.
 pub(super) const ROUTES: [&str; 2] = ["/api/events", "/subscribe"];
+
+/// How long a subscriber that is cut off may take to read why.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Seconds after which a client that found no seat may try again.
 const RETRY_AFTER_SECS: u64 = 5;
@@ -46,9 +53,22 @@ pub(super) async fn bounds(State(app): State<App>) -> Response {
     reply::value(StatusCode::OK, &json!({ "floor": bounds.floor, "tip": bounds.tip }))
 }
 
-pub(super) async fn events(State(app): State<App>, request: Request) -> Response {
-    match subscribe(&app, request.uri(), request.headers(), request.extensions().get()).await {
-        Ok(pump) => sse::answer(pump),
+/// What a client needs besides to read compressed messages.
+pub(super) async fn dictionary() -> Response {
+    ([(header::CONTENT_TYPE, "application/octet-stream")], pack::DICTIONARY).into_response()
+}
+
+pub(super) async fn events(State(app): State<App>, parts: Parts) -> Response {
+    match subscribe(&app, &parts).await {
+        Ok((_, Encoding::Zstd)) => {
+            let message = "`compress` is for messages of a WebSocket: ask for /subscribe, or leave it out";
+            error(StatusCode::BAD_REQUEST, message, &[])
+        }
+        Ok((pump, Encoding::Text)) => {
+            let cut = parts.extensions.get().map(|peer: &Peer| peer.cut.clone()).unwrap_or_default();
+            let leash = Leash::new(Arc::clone(&app.router.ports().clock), pump.stall(), cut, app.stopping());
+            sse::answer(pump, leash, app.stopping())
+        }
         Err(refused) => refused,
     }
 }
@@ -65,40 +85,40 @@ pub(super) async fn socket(State(app): State<App>, mut request: Request) -> Resp
             return error(rejection.into_response().status(), &message, &[]);
         }
     };
-    match subscribe(&app, request.uri(), request.headers(), request.extensions().get()).await {
-        Ok(pump) => socket::answer(upgrade, pump),
+    let (parts, _) = request.into_parts();
+    match subscribe(&app, &parts).await {
+        Ok((pump, Encoding::Text)) => socket::answer(upgrade, pump, None, app.stopping()),
+        Ok((pump, Encoding::Zstd)) => {
+            let stopping = app.stopping();
+            socket::answer(upgrade, pump, Some(app.packer), stopping)
+        }
         Err(refused) => refused,
     }
 }
 
 /// A subscriber with a seat and a place in the log, or the answer that says why not.
-async fn subscribe(app: &App, uri: &Uri, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Pump, Response> {
-    let router = &app.router;
-    let Query { begin, resumes, wish } = Query::parse(uri, headers)
+async fn subscribe(app: &App, parts: &Parts) -> Result<(Pump, Encoding), Response> {
+    let (router, headers) = (&app.router, &parts.headers);
+    let Query { begin, encoding, wish } = Query::parse(&parts.uri, headers)
         .map_err(|bad: BadQuery| error(StatusCode::BAD_REQUEST, &bad.to_string(), &[]))?;
     let fleet = router.fleet();
     let config = &fleet.config;
     let clock = Arc::clone(&router.ports().clock);
-    let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
+    let peer = parts.extensions.get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer: &Peer| peer.address);
     let client = peer::client(peer, headers, &config.trusted_proxies);
     let seat = app.seats.take(client, config, clock.now()).map_err(|full| no_seat(&full))?;
-    let floor = router.log().bounds().floor;
-    if resumes && begin == Begin::After(0) && floor > 1 {
-        // As a number to come again with, 0 is the place before event 1 and not all that is kept.
-        return Err(refused(&FollowError::Gone { floor }));
-    }
     let reader = router.follow(begin, wish.filter.clone()).await.map_err(|why| refused(&why))?;
-    Ok(Pump::new(Parts {
+    let pump = Pump::new(pump::Parts {
         reader,
         wish,
         seat,
         clock,
-        metrics: Arc::clone(&app.metrics),
-        stopping: app.stopping(),
+        stopping: app.stop_begun(),
         stall: config.subscriber_stall,
         min_rate: config.subscriber_min_rate,
-        greet: !matches!(begin, Begin::After(_)),
-    }))
+        greet: matches!(begin, Begin::Live | Begin::Since(_)),
+    });
+    Ok((pump, encoding))
 }
 
 fn refused(why: &FollowError) -> Response {

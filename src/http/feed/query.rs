@@ -8,6 +8,7 @@ use thiserror::Error;
 use crate::core::time::Timestamp;
 use crate::core::timeline::Seq;
 use crate::flow::follow::Begin;
+use crate::flow::pump::Wish;
 use crate::wire::dates;
 use crate::wire::filter::{BadFilter, Filter, Pattern};
 
@@ -17,24 +18,24 @@ static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Query {
     pub(super) begin: Begin,
-    /// The position was given to a subscriber of this log, so that even 0 means this very place.
-    pub(super) resumes: bool,
+    pub(super) encoding: Encoding,
     pub(super) wish: Wish,
 }
 
-/// Which events a subscriber wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wish {
-    pub(super) filter: Filter,
-    /// Longer messages are left out, like events that the filter does not want.
-    pub(super) message_bytes_max: usize,
+/// How events are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// As JSON.
+    Text,
+    /// As zstd data, by `pack`.
+    Zstd,
 }
 
 /// Why a subscriber gets nothing.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(super) enum BadQuery {
     #[error(
-        "`{0}` is not known here; known are after, kinds, endpoints, models, max_message_bytes and api_key"
+        "`{0}` is not known here; known are after, kinds, endpoints, models, max_message_bytes, compress and api_key"
     )]
     Unknown(String),
     #[error("`{0}` may be given once")]
@@ -47,6 +48,8 @@ pub(super) enum BadQuery {
     Filter { name: &'static str, why: BadFilter },
     #[error("`max_message_bytes` is '{0}': expected a whole number from 1 on")]
     Bytes(String),
+    #[error("`compress` is '{0}': expected zstd")]
+    Compress(String),
     #[error("the message is not JSON: {0}")]
     NotJson(String),
     #[error(
@@ -60,7 +63,7 @@ impl Query {
     pub(super) fn parse(uri: &Uri, headers: &HeaderMap) -> Result<Query, BadQuery> {
         let pairs: Vec<(String, String)> =
             serde_urlencoded::from_str(uri.query().unwrap_or_default()).unwrap_or_default();
-        let (mut after, mut bytes) = (None, None);
+        let (mut after, mut bytes, mut compress) = (None, None, None);
         let mut filter = Filter::default();
         for (name, value) in pairs {
             let once = |given: &mut Option<String>, name, value| match given.replace(value) {
@@ -74,6 +77,7 @@ impl Query {
             match name.as_str() {
                 "after" => once(&mut after, "after", value)?,
                 "max_message_bytes" => once(&mut bytes, "max_message_bytes", value)?,
+                "compress" => once(&mut compress, "compress", value)?,
                 "kinds" => pattern(&mut filter.kinds, "kinds", value)?,
                 "endpoints" => pattern(&mut filter.endpoints, "endpoints", value)?,
                 "models" => pattern(&mut filter.models, "models", value)?,
@@ -82,29 +86,35 @@ impl Query {
             }
         }
         let message_bytes_max = match bytes {
-            None => usize::MAX,
+            None => None,
             Some(text) => match text.parse() {
-                Ok(bytes) if bytes > 0 => bytes,
+                Ok(bytes) if bytes > 0 => Some(bytes),
                 _ => return Err(BadQuery::Bytes(text)),
             },
         };
-        let wish = Wish { filter, message_bytes_max }.checked()?;
+        let encoding = match compress {
+            None => Encoding::Text,
+            Some(text) if text == "zstd" => Encoding::Zstd,
+            Some(text) => return Err(BadQuery::Compress(text)),
+        };
+        let wish = checked(filter, message_bytes_max)?;
         // Browsers come again with the URL they began with: what they read last counts.
         if let Some(id) = headers.get(&LAST_EVENT_ID) {
             let text = String::from_utf8_lossy(id.as_bytes());
             let after = number(&text);
             let begin = Begin::After(after.ok_or_else(|| bad_cursor("`Last-Event-ID`", &text))?);
-            return Ok(Query { begin, resumes: true, wish });
+            return Ok(Query { begin, encoding, wish });
         }
         let begin = match after {
             None => Begin::Live,
             Some(text) => match (number(&text), dates::millis_from_rfc3339(&text)) {
+                (Some(0), _) => Begin::Kept,
                 (Some(after), _) => Begin::After(after),
                 (None, Some(millis)) => Begin::Since(Timestamp::from_millis(millis)),
                 (None, None) => return Err(bad_cursor("`after`", &text)),
             },
         };
-        Ok(Query { begin, resumes: false, wish })
+        Ok(Query { begin, encoding, wish })
     }
 }
 
@@ -132,26 +142,23 @@ enum Said {
     },
 }
 
-impl Wish {
-    /// From a message `options_update`. It says all that is wanted: what it leaves out is not limited.
-    pub(super) fn parse(text: &str) -> Result<Wish, BadQuery> {
-        let said = serde_json::from_str(text).map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => BadQuery::NotUnderstood(error.to_string()),
-            _ => BadQuery::NotJson(error.to_string()),
-        })?;
-        let Said::OptionsUpdate { kinds, endpoints, models, max_message_bytes } = said;
-        if max_message_bytes == Some(0) {
-            return Err(BadQuery::Bytes("0".to_owned()));
-        }
-        let message_bytes_max = max_message_bytes.unwrap_or(usize::MAX);
-        Wish { filter: Filter { kinds, endpoints, models }, message_bytes_max }.checked()
+/// The wish in a message `options_update`. It says all that is wanted: what it leaves out is not limited.
+pub(super) fn wish(text: &str) -> Result<Wish, BadQuery> {
+    let said = serde_json::from_str(text).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => BadQuery::NotUnderstood(error.to_string()),
+        _ => BadQuery::NotJson(error.to_string()),
+    })?;
+    let Said::OptionsUpdate { kinds, endpoints, models, max_message_bytes } = said;
+    if max_message_bytes == Some(0) {
+        return Err(BadQuery::Bytes("0".to_owned()));
     }
+    checked(Filter { kinds, endpoints, models }, max_message_bytes)
+}
 
-    fn checked(self) -> Result<Wish, BadQuery> {
-        let name = "kinds, endpoints, models";
-        let filter = self.filter.check().map_err(|why| BadQuery::Filter { name, why })?;
-        Ok(Wish { filter, ..self })
-    }
+fn checked(filter: Filter, message_bytes_max: Option<usize>) -> Result<Wish, BadQuery> {
+    let name = "kinds, endpoints, models";
+    let filter = filter.check().map_err(|why| BadQuery::Filter { name, why })?;
+    Ok(Wish { filter, message_bytes_max: message_bytes_max.unwrap_or(usize::MAX) })
 }
 
 #[cfg(test)]
@@ -171,7 +178,7 @@ mod tests {
         let since = Begin::Since(Timestamp::from_millis(1_700_000_000_250));
         for (query, header, begin) in [
             ("", None, Begin::Live),
-            ("after=0", None, Begin::After(0)),
+            ("after=0", None, Begin::Kept),
             ("after=17&api_key=secret", None, Begin::After(17)),
             ("after=2023-11-14T22:13:20.25Z", None, since),
             ("after=2023-11-14T23:13:20.25%2B01:00", None, since),
@@ -193,11 +200,13 @@ mod tests {
             ("after=1&after=2", None, "once"),
             ("after=1", Some("2x"), "`Last-Event-ID` is '2x'"),
             ("after=1", Some("2023-11-14T22:13:20Z"), "`Last-Event-ID`"),
-            ("afer=1", None, "after, kinds, endpoints, models, max_message_bytes"),
+            ("afer=1", None, "after, kinds, endpoints, models, max_message_bytes, compress"),
             ("kinds=", None, "`kinds`: a pattern must have"),
             ("models=a*b", None, "end of a pattern"),
             ("max_message_bytes=0", None, "'0'"),
             ("max_message_bytes=1k", None, "'1k'"),
+            ("compress=true", None, "expected zstd"),
+            ("compress=zstd&compress=zstd", None, "once"),
             ("max_message_bytes=1&max_message_bytes=2", None, "once"),
             (&"endpoints=e&".repeat(101), None, "at most 100"),
         ] {
@@ -208,10 +217,9 @@ mod tests {
 
     #[test]
     fn an_update_says_all_that_is_wanted() {
-        let wish =
-            Wish::parse(r#"{"type":"options_update","kinds":["a","b*"],"max_message_bytes":9}"#).unwrap();
-        assert_eq!(wish, parse("kinds=a&kinds=b*&max_message_bytes=9", None).unwrap().wish);
-        let all = Wish::parse(r#"{"type":"options_update"}"#).unwrap();
+        let update = r#"{"type":"options_update","kinds":["a","b*"],"max_message_bytes":9}"#;
+        assert_eq!(wish(update).unwrap(), parse("kinds=a&kinds=b*&max_message_bytes=9", None).unwrap().wish);
+        let all = wish(r#"{"type":"options_update"}"#).unwrap();
         assert_eq!(all, parse("", None).unwrap().wish);
         for (text, not_json) in [
             ("", true),
@@ -225,7 +233,7 @@ mod tests {
             ("{\"type\":\"options_update\",\"max_message_bytes\":-1}", false),
             ("{\"type\":\"options_update\",\"max_message_bytes\":0}", false),
         ] {
-            let error = Wish::parse(text).unwrap_err();
+            let error = wish(text).unwrap_err();
             assert_eq!(matches!(error, BadQuery::NotJson(_)), not_json, "{text}: {error}");
         }
     }

@@ -1,17 +1,27 @@
-//! `GET /subscribe`: the feed over a WebSocket, one text message for each event. The client may change its
-//! wishes on the way; anything else it says ends the connection with the reason.
+//! `GET /subscribe`: the feed over a WebSocket, one message for each event: text, or binary where the client
+//! asked for zstd. What is said about the stream is text always. The client may change its wishes on the
+//! way; anything else it says ends the connection with the reason.
+
+use std::pin::pin;
 
 use core::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
+use bytes::Bytes;
 use futures_util::SinkExt;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tungstenite::Error as WsError;
 
-use super::pump::{Ending, Pump, Turn};
-use super::query::{BadQuery, Wish};
+use crate::core::sync::Arc;
+use crate::flow::pump::{Ending, Given, Pump, Turn, Wish};
+
+use super::GRACE;
+use super::ending::object;
+use super::pack::Packer;
+use super::query::{self, BadQuery};
 
 /// The longest message a client may send, in bytes.
 const MESSAGE_MAX: usize = 64 * 1024;
@@ -22,8 +32,8 @@ const READ_BUFFER: usize = 4 * 1024;
 /// More than one piece, so that a piece is handed over whole and then written out.
 const WRITE_BUFFER: usize = 64 * 1024;
 
-/// How long the last words and the client's goodbye may take.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long the last words and the client's goodbye may take once the server stops: it waits for them.
+const STOP_GRACE: Duration = Duration::from_secs(2);
 
 /// Close codes: RFC 6455's, and two of our own.
 mod code {
@@ -38,6 +48,16 @@ mod code {
     pub(super) const GONE: u16 = 4010;
 }
 
+/// How a connection ends.
+enum Parting {
+    /// The client is gone, or takes nothing while the server stops.
+    Gone,
+    /// The client said goodbye, and waits for ours.
+    Closed,
+    /// We do, and say why.
+    Goodbye(Goodbye),
+}
+
 /// Why a connection is closed.
 struct Goodbye {
     code: u16,
@@ -47,40 +67,90 @@ struct Goodbye {
 }
 
 /// The connection of one subscriber.
-pub(super) fn answer(upgrade: WebSocketUpgrade, pump: Pump) -> Response {
+pub(super) fn answer(
+    upgrade: WebSocketUpgrade,
+    pump: Pump,
+    packer: Option<Arc<Packer>>,
+    stopping: watch::Receiver<bool>,
+) -> Response {
     upgrade
         .max_message_size(MESSAGE_MAX)
         .max_frame_size(MESSAGE_MAX)
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
-        .on_upgrade(|socket| serve(socket, pump))
+        .on_upgrade(|socket| serve(socket, pump, packer, stopping))
 }
 
-async fn serve(mut socket: WebSocket, mut pump: Pump) {
-    // The pump stays until the end: the server waits for it when it stops.
-    if let Some(goodbye) = converse(&mut socket, &mut pump).await {
-        let _ = timeout(GRACE, part(&mut socket, goodbye)).await;
+/// `stopping` stays until the end: the server waits for it when it stops.
+async fn serve(
+    mut socket: WebSocket,
+    mut pump: Pump,
+    packer: Option<Arc<Packer>>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let parting = converse(&mut socket, &mut pump, packer.as_deref(), &mut stopping).await;
+    let grace = if *stopping.borrow() { STOP_GRACE } else { GRACE };
+    let parted = async {
+        match parting {
+            Parting::Gone => Ok(()),
+            Parting::Closed => hear_out(&mut socket).await,
+            Parting::Goodbye(goodbye) => part(&mut socket, goodbye).await,
+        }
+    };
+    // Who takes no goodbye gets none.
+    let _ = timeout(grace, parted).await;
+}
+
+/// Writes and listens until one side has had enough.
+async fn converse(
+    socket: &mut WebSocket,
+    pump: &mut Pump,
+    packer: Option<&Packer>,
+    stopping: &mut watch::Receiver<bool>,
+) -> Parting {
+    loop {
+        let messages = match next(socket, pump).await {
+            Ok(Next::Wish(wish)) => vec![text(&json!({ "options_updated": pump.wish(wish) }))],
+            Ok(Next::Turn(Turn::End(ending))) => return Parting::Goodbye(ending.into()),
+            Ok(Next::Turn(turn)) => messages(turn, packer),
+            Err(parting) => return parting,
+        };
+        let written = tokio::select! {
+            written = timeout(pump.stall(), write(socket, messages)) => written,
+            () = stopped(stopping) => return Parting::Gone,
+        };
+        match written {
+            Ok(Ok(())) => pump.written(),
+            Ok(Err(_)) => return Parting::Gone,
+            Err(_) => return Parting::Goodbye(pump.stalled().into()),
+        }
     }
 }
 
-/// Writes and listens until one side has had enough; `None`: the client is gone.
-async fn converse(socket: &mut WebSocket, pump: &mut Pump) -> Option<Goodbye> {
+/// Completes when the server has stopped and a subscriber has had its time to take what is on its way.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stopping| *stopping).await.map(drop);
+    tokio::time::sleep(STOP_GRACE).await;
+}
+
+/// What is to be written next.
+enum Next {
+    Turn(Turn),
+    /// The answer to other wishes.
+    Wish(Wish),
+}
+
+/// The next turn, unless the client says something that matters first. One turn is waited for, however
+/// much is said that does not: a turn that is begun may have the disk at work.
+async fn next(socket: &mut WebSocket, pump: &mut Pump) -> Result<Next, Parting> {
+    let mut turn = pin!(pump.turn());
     loop {
-        let messages = tokio::select! {
-            heard = socket.recv() => match hear(heard?) {
-                Ok(None) => continue,
-                Ok(Some(wish)) => vec![text(&json!({ "options_updated": pump.wish(wish) }))],
-                Err(goodbye) => return goodbye,
+        tokio::select! {
+            heard = socket.recv() => match hear(heard.ok_or(Parting::Gone)?)? {
+                Some(wish) => return Ok(Next::Wish(wish)),
+                None => {}
             },
-            turn = pump.turn() => match turn {
-                Turn::End(ending) => return Some(ending.into()),
-                turn => messages(turn),
-            },
-        };
-        match timeout(pump.stall(), write(socket, messages)).await {
-            Ok(Ok(())) => pump.written(),
-            Ok(Err(_)) => return None,
-            Err(_) => return Some(pump.stalled().into()),
+            turn = turn.as_mut() => return Ok(Next::Turn(turn)),
         }
     }
 }
@@ -97,25 +167,32 @@ async fn part(socket: &mut WebSocket, goodbye: Goodbye) -> Result<(), axum::Erro
     let mut last: Vec<Message> = goodbye.object.iter().map(text).collect();
     last.push(Message::Close(Some(CloseFrame { code: goodbye.code, reason: goodbye.reason.into() })));
     write(socket, last).await?;
+    hear_out(socket).await
+}
+
+/// Reading on is also what writes the answer to a client's goodbye.
+async fn hear_out(socket: &mut WebSocket) -> Result<(), axum::Error> {
     while let Some(Ok(_)) = socket.recv().await {}
     Ok(())
 }
 
-fn messages(turn: Turn) -> Vec<Message> {
+fn messages(turn: Turn, packer: Option<&Packer>) -> Vec<Message> {
     match turn {
-        Turn::Events(events) => {
-            let one = |given: super::pump::Given| {
-                let mut frame = Vec::with_capacity(given.event.frame_len(given.seq, given.prev));
-                given.event.frame(given.seq, given.prev, &mut frame);
-                // A stored event is JSON and therefore UTF-8; a damaged one is not read at all.
-                Message::text(String::from_utf8(frame).unwrap_or_default())
-            };
-            events.into_iter().map(one).collect()
-        }
+        Turn::Events(events) => events.iter().map(|given| message(given, packer)).collect(),
         Turn::Checkpoint(seq) => vec![text(&json!({ "checkpoint": seq }))],
-        Turn::Silence => vec![Message::Ping(bytes::Bytes::new())],
-        Turn::End(ending) => ending.object().iter().map(|(_, object)| text(object)).collect(),
+        Turn::Silence => vec![Message::Ping(Bytes::new())],
+        Turn::End(ending) => object(&ending).iter().map(|(_, object)| text(object)).collect(),
     }
+}
+
+fn message(given: &Given, packer: Option<&Packer>) -> Message {
+    if let Some(packed) = packer.and_then(|packer| packer.message(given).ok()) {
+        return Message::Binary(packed.into());
+    }
+    let mut frame = Vec::with_capacity(given.event.frame_len(given.seq, given.prev));
+    given.event.frame(given.seq, given.prev, &mut frame);
+    // A stored event is JSON and therefore UTF-8; a damaged one is not read at all.
+    Message::text(String::from_utf8(frame).unwrap_or_default())
 }
 
 fn text(object: &Value) -> Message {
@@ -123,12 +200,12 @@ fn text(object: &Value) -> Message {
 }
 
 /// What the client said: other wishes, nothing of interest, or something that ends the connection.
-fn hear(heard: Result<Message, axum::Error>) -> Result<Option<Wish>, Option<Goodbye>> {
+fn hear(heard: Result<Message, axum::Error>) -> Result<Option<Wish>, Parting> {
     let refused = |code, reason, why: String| {
-        Err(Some(Goodbye { code, reason, object: Some(json!({ "error": why })) }))
+        Err(Parting::Goodbye(Goodbye { code, reason, object: Some(json!({ "error": why })) }))
     };
     match heard {
-        Ok(Message::Text(text)) => match Wish::parse(&text) {
+        Ok(Message::Text(text)) => match query::wish(&text) {
             Ok(wish) => Ok(Some(wish)),
             Err(bad @ BadQuery::NotJson(_)) => refused(code::NOT_TEXT, "not JSON", bad.to_string()),
             Err(bad) => refused(code::POLICY, "not understood", bad.to_string()),
@@ -138,8 +215,7 @@ fn hear(heard: Result<Message, axum::Error>) -> Result<Option<Wish>, Option<Good
             refused(code::UNSUPPORTED, "binary", why.to_owned())
         }
         Ok(Message::Ping(_) | Message::Pong(_)) => Ok(None),
-        // The answer to it is on its way already; what is left is to wait for the end.
-        Ok(Message::Close(_)) => Err(None),
+        Ok(Message::Close(_)) => Err(Parting::Closed),
         Err(error) => match error.into_inner().downcast_ref::<WsError>() {
             Some(WsError::Capacity(_)) => {
                 let why = format!("a message may have at most {MESSAGE_MAX} bytes");
@@ -151,7 +227,7 @@ fn hear(heard: Result<Message, axum::Error>) -> Result<Option<Wish>, Option<Good
             Some(WsError::Protocol(error)) => {
                 refused(code::PROTOCOL, "protocol error", format!("this is no WebSocket traffic: {error}"))
             }
-            _ => Err(None),
+            _ => Err(Parting::Gone),
         },
     }
 }
@@ -164,6 +240,6 @@ impl From<Ending> for Goodbye {
             Ending::Gone { .. } => (code::GONE, "Gone"),
             Ending::Failed { .. } => (code::INTERNAL, "the log cannot be read"),
         };
-        Goodbye { code, reason, object: ending.object().map(|(_, object)| object) }
+        Goodbye { code, reason, object: object(&ending).map(|(_, object)| object) }
     }
 }

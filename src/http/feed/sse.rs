@@ -9,18 +9,25 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream;
+use tokio::sync::watch;
 
-use super::pump::{Ending, Pump, RETRY_AFTER, Turn};
+use crate::flow::pump::{Ending, Pump, RETRY_AFTER, Turn};
+
+use super::ending::object;
+use super::leash::Leash;
 
 static X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// The stream of one subscriber.
-pub(super) fn answer(pump: Pump) -> Response {
-    let frames = stream::unfold(Some(pump), |pump| async move {
-        let mut pump = pump?;
+/// The stream of one subscriber, on a connection that is cut by `leash` if nothing is taken from it any more.
+/// `stopping` stays until the end: the server waits for it when it stops.
+pub(super) fn answer(pump: Pump, leash: Leash, stopping: watch::Receiver<bool>) -> Response {
+    let frames = stream::unfold(Some((pump, leash, stopping)), |open| async move {
+        let (mut pump, leash, stopping) = open?;
+        leash.taken();
         let turn = pump.turn().await;
+        leash.handed();
         let goes_on = !matches!(turn, Turn::End(_));
-        Some((Ok::<_, Infallible>(frame(&turn)?), goes_on.then_some(pump)))
+        Some((Ok::<_, Infallible>(frame(&turn)?), goes_on.then_some((pump, leash, stopping))))
     });
     let mut response = Response::new(Body::from_stream(frames));
     let headers = response.headers_mut();
@@ -50,7 +57,7 @@ fn frame(turn: &Turn) -> Option<Bytes> {
         }
         Turn::Silence => out.extend_from_slice(b": still here\n\n"),
         Turn::End(ending) => {
-            let (seq, object) = ending.object()?;
+            let (seq, object) = object(ending)?;
             if matches!(ending, Ending::TooSlow { .. }) {
                 let retry = writeln!(out, "retry: {}", RETRY_AFTER.as_millis());
                 retry.expect("a vector takes everything");

@@ -2,7 +2,7 @@
 //!
 //! Fed with each piece a subscriber has taken and how long it took. Time spent in the rate limiter, on the
 //! disk or at the tip is not the subscriber's and is never passed in, so being rate-limited is not being
-//! slow. No clock; called by `pump`.
+//! slow. No clock; called by [`super::pump`].
 
 use core::time::Duration;
 

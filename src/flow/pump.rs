@@ -1,28 +1,28 @@
-//! One subscriber: what to write next, and when to give it up. The two encoders ask, write, and ask again.
+//! One subscriber: what to write next, and when to give it up. Whoever writes asks, writes, and asks again.
 //!
 //! Asking for the next turn says that the one before has been taken: only then does the cursor move on
 //! (`feed-exact`), and the time in between is the subscriber's own, by which it is judged. Nothing is queued
 //! here: one step of the log is held, and the subscriber's next question is what makes the pump read on
 //! (`feed-independent`). A subscriber that is cut off is told why, and the number to come again with
-//! (`feed-explicit`).
+//! (`feed-explicit`). Called by `http::feed`, and by the simulator's subscribers.
 
-use core::future::pending;
+use core::future::{pending, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
 use core::time::Duration;
 
-use serde_json::{Value, json};
-use tokio::sync::watch;
+use futures_util::future::{Either, select};
 
 use crate::core::sync::Arc;
 use crate::core::time::Instant;
 use crate::core::timeline::Seq;
-use crate::flow::follow::{FollowError, Reader, Step};
-use crate::http::metrics::Metrics;
-use crate::ports::Clock;
+use crate::ports::{BoxFuture, Clock};
 use crate::wire::event::Event;
+use crate::wire::filter::Filter;
 
-use super::limits::Seat;
+use super::follow::{FollowError, Reader, Step};
 use super::pace::Pace;
-use super::query::Wish;
+use super::seats::Seat;
 
 /// Bytes of events written at once, about.
 const PIECE: usize = 16 * 1024;
@@ -37,11 +37,11 @@ const CHECKPOINT_GAP: Duration = Duration::from_secs(1);
 const CHECKPOINT_EVENTS: u64 = 4_096;
 
 /// When a subscriber that was too slow should come again.
-pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// What to write next.
 #[derive(Debug)]
-pub(super) enum Turn {
+pub enum Turn {
     /// These, at least one.
     Events(Vec<Given>),
     /// There is nothing for this subscriber up to here.
@@ -54,73 +54,90 @@ pub(super) enum Turn {
 
 /// An event for one subscriber.
 #[derive(Debug)]
-pub(super) struct Given {
-    pub(super) seq: Seq,
+pub struct Given {
+    /// Its number.
+    pub seq: Seq,
     /// The one given before it.
-    pub(super) prev: Option<Seq>,
-    pub(super) event: Arc<Event>,
+    pub prev: Option<Seq>,
+    /// The event.
+    pub event: Arc<Event>,
 }
 
 /// Why a stream ends. `last_seq` is the last number on the stream, of an event or a checkpoint; if there was
 /// none, where the subscriber began.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
+pub enum Ending {
     /// The server stops.
     Stopping,
     /// No piece was taken for too long, or the lag grew at too low a rate.
-    TooSlow { last_seq: Seq, tip: Seq, reason: &'static str },
+    TooSlow {
+        /// The last number on the stream.
+        last_seq: Seq,
+        /// The newest event there is.
+        tip: Seq,
+        /// `stalled` or `lagging`.
+        reason: &'static str,
+    },
     /// What comes next is no longer kept.
-    Gone { last_seq: Seq, floor: Seq },
+    Gone {
+        /// The last number on the stream.
+        last_seq: Seq,
+        /// The oldest event that is kept.
+        floor: Seq,
+    },
     /// The log cannot be read.
-    Failed { last_seq: Seq, why: String },
+    Failed {
+        /// The last number on the stream.
+        last_seq: Seq,
+        /// Why.
+        error: FollowError,
+    },
 }
 
-impl Ending {
-    /// The object that is written, and its number; `None` at an end without a fault.
-    pub(super) fn object(&self) -> Option<(Seq, Value)> {
-        match self {
-            Ending::Stopping => None,
-            Ending::TooSlow { last_seq, tip, .. } => {
-                let retry_after_ms = RETRY_AFTER.as_millis() as u64;
-                let object = json!({
-                    "error": "ConsumerTooSlow", "last_seq": last_seq, "tip": tip, "retry_after_ms": retry_after_ms,
-                });
-                Some((*last_seq, object))
-            }
-            Ending::Gone { last_seq, floor } => {
-                Some((*last_seq, json!({ "error": "Gone", "last_seq": last_seq, "floor": floor })))
-            }
-            Ending::Failed { last_seq, why } => {
-                Some((*last_seq, json!({ "error": why, "last_seq": last_seq })))
-            }
-        }
+/// Which events a subscriber wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// By kind, endpoint and model.
+    pub filter: Filter,
+    /// Longer events, as JSON with their numbers, are left out like those that the filter does not want.
+    pub message_bytes_max: usize,
+}
+
+impl Default for Wish {
+    /// All of them.
+    fn default() -> Wish {
+        Wish { filter: Filter::default(), message_bytes_max: usize::MAX }
     }
 }
 
 /// What a pump is made of.
-pub(super) struct Parts {
-    pub(super) reader: Reader,
-    pub(super) wish: Wish,
-    pub(super) seat: Seat,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) stopping: watch::Receiver<bool>,
-    /// `subscriber_stall`.
-    pub(super) stall: Duration,
-    /// `subscriber_min_rate`.
-    pub(super) min_rate: u32,
+pub struct Parts {
+    /// The cursor, at its beginning.
+    pub reader: Reader,
+    /// The bytes of a message; the reader has the filter already.
+    pub wish: Wish,
+    /// The subscriber's place among all of them.
+    pub seat: Seat,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Completes when the server stops: the stream ends then.
+    pub stopping: BoxFuture<'static, ()>,
+    /// A turn that takes longer to be written is a stall.
+    pub stall: Duration,
+    /// Events per second below which a growing lag is too slow; 0 is no limit.
+    pub min_rate: u32,
     /// The subscriber did not say a number, so it is told where it begins.
-    pub(super) greet: bool,
+    pub greet: bool,
 }
 
 /// One subscriber.
-pub(super) struct Pump {
+pub struct Pump {
     reader: Reader,
     message_bytes_max: usize,
     seat: Seat,
     clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
-    stopping: watch::Receiver<bool>,
+    /// Taken out once it has completed.
+    stopping: Option<BoxFuture<'static, ()>>,
     stall: Duration,
     pace: Pace,
     greet: bool,
@@ -136,6 +153,8 @@ pub(super) struct Pump {
     told_at: Instant,
     /// When anything was written.
     spoke_at: Instant,
+    /// Its last word was said.
+    ended: bool,
 }
 
 /// What a turn in the subscriber's hands means once it is written.
@@ -147,8 +166,9 @@ enum Handed {
 }
 
 impl Pump {
-    pub(super) fn new(parts: Parts) -> Pump {
-        let Parts { reader, wish, seat, clock, metrics, stopping, stall, min_rate, greet } = parts;
+    /// A subscriber that has not been told anything yet.
+    pub fn new(parts: Parts) -> Pump {
+        let Parts { reader, wish, seat, clock, stopping, stall, min_rate, greet } = parts;
         let (now, cursor) = (clock.now(), reader.cursor());
         Pump {
             pace: Pace::new(min_rate, cursor, reader.lag()),
@@ -156,8 +176,7 @@ impl Pump {
             message_bytes_max: wish.message_bytes_max,
             seat,
             clock,
-            metrics,
-            stopping,
+            stopping: Some(stopping),
             stall,
             greet,
             handed: None,
@@ -166,16 +185,27 @@ impl Pump {
             told: cursor,
             told_at: now,
             spoke_at: now,
+            ended: false,
         }
     }
 
+    /// Everything up to here was written, or not wanted.
+    pub fn cursor(&self) -> Seq {
+        self.reader.cursor()
+    }
+
+    /// How many events of the log are held for this subscriber, those that its filter left out included.
+    pub fn in_hand(&self) -> u64 {
+        self.step.as_ref().map_or(0, |step| step.end - self.reader.cursor())
+    }
+
     /// The longest that a turn may take to be written.
-    pub(super) fn stall(&self) -> Duration {
+    pub fn stall(&self) -> Duration {
         self.stall
     }
 
     /// What to write next; the turn before has been written. Dropped before it completes, nothing is lost.
-    pub(super) async fn turn(&mut self) -> Turn {
+    pub async fn turn(&mut self) -> Turn {
         self.written();
         let turn = match self.slow {
             Some(reason) => Turn::End(self.too_slow(reason)),
@@ -198,7 +228,7 @@ impl Pump {
     }
 
     /// The last turn has been written whole: its time is up, and the cursor moves on.
-    pub(super) fn written(&mut self) {
+    pub fn written(&mut self) {
         let Some((at, handed)) = self.handed.take() else { return };
         let now = self.clock.now();
         self.spoke_at = now;
@@ -207,7 +237,7 @@ impl Pump {
             Handed::Checkpoint(seq) => (self.told, self.told_at) = (seq, now),
             Handed::Events { last, count } => {
                 (self.told, self.told_at) = (last, now);
-                self.metrics.delivered(count);
+                self.seat.delivered(count);
                 if let Some(step) = self.step.take() {
                     let is_last = step.events.last().is_none_or(|(seq, _)| *seq <= last);
                     self.reader.wrote(&step, if is_last { step.end } else { last });
@@ -225,7 +255,7 @@ impl Pump {
 
     /// The last turn could not be written in time. What was handed out stands before this ending on the
     /// stream, so whoever reads the one has read the other.
-    pub(super) fn stalled(&mut self) -> Ending {
+    pub fn stalled(&mut self) -> Ending {
         self.written();
         let ending = self.too_slow("stalled");
         self.count(&ending);
@@ -233,33 +263,40 @@ impl Pump {
     }
 
     /// Wants other events from the cursor on; gives the number behind which this holds.
-    pub(super) fn wish(&mut self, wish: Wish) -> Seq {
+    pub fn wish(&mut self, wish: Wish) -> Seq {
         self.written();
         self.step = None;
         self.reader.set_filter(wish.filter);
         self.message_bytes_max = wish.message_bytes_max;
-        self.reader.cursor()
+        // The answer to the wish tells the subscriber how far it has come, as a checkpoint does.
+        (self.told, self.told_at) = (self.reader.cursor(), self.clock.now());
+        self.told
     }
 
     fn too_slow(&self, reason: &'static str) -> Ending {
-        Ending::TooSlow { last_seq: self.told, tip: self.reader.cursor() + self.reader.lag(), reason }
+        Ending::TooSlow { last_seq: self.told, tip: self.tip(), reason }
     }
 
-    fn count(&self, ending: &Ending) {
+    fn tip(&self) -> Seq {
+        self.reader.cursor() + self.reader.lag()
+    }
+
+    fn count(&mut self, ending: &Ending) {
+        self.ended = true;
         let reason = match ending {
             Ending::Stopping => return,
             Ending::TooSlow { reason, .. } => reason,
             Ending::Gone { .. } => "gone",
             Ending::Failed { .. } => "failed",
         };
-        self.metrics.cut_off(reason);
+        self.seat.cut_off(reason);
         let (address, last_seq) = (self.seat.address(), self.told);
         tracing::info!(%address, last_seq, reason, "a subscriber was cut off");
     }
 
     async fn find(&mut self) -> Turn {
         loop {
-            if *self.stopping.borrow() {
+            if self.stopping.is_none() {
                 return Turn::End(Ending::Stopping);
             }
             if core::mem::take(&mut self.greet) {
@@ -286,12 +323,20 @@ impl Pump {
                 }
             }
             let holds = self.step.is_some();
-            let found = tokio::select! {
-                biased;
-                // The guard it gives is let go at once: it cannot be kept across an await.
-                _ = async { self.stopping.wait_for(|stopping| *stopping).await.map(drop) } => continue,
-                found = async { if holds { pending().await } else { self.reader.next().await } } => found,
-                () = self.clock.sleep_until(alarm) => continue,
+            let alarm = self.clock.sleep_until(alarm);
+            let found = {
+                let next = async { if holds { pending().await } else { self.reader.next().await } };
+                let stopping = self.stopping.as_mut().expect("it was looked at above");
+                // The first that is ready counts, in this order.
+                match select(stopping, select(pin!(next), alarm)).await {
+                    Either::Left(((), _)) => None,
+                    Either::Right((Either::Left((found, _)), _)) => Some(found),
+                    Either::Right((Either::Right(((), _)), _)) => continue,
+                }
+            };
+            let Some(found) = found else {
+                self.stopping = None;
+                continue;
             };
             match found {
                 Ok(step) => self.hold(step).await,
@@ -313,7 +358,15 @@ impl Pump {
         if step.events.is_empty() {
             self.reader.wrote(&step, step.end);
             // A filter that nothing passes must not keep a thread for the whole log.
-            tokio::task::yield_now().await;
+            let mut yielded = false;
+            poll_fn(|cx| {
+                if core::mem::replace(&mut yielded, true) {
+                    return Poll::Ready(());
+                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            })
+            .await;
         } else {
             self.step = Some(step);
         }
@@ -340,7 +393,19 @@ impl Pump {
     fn failed(&self, error: FollowError) -> Ending {
         match error {
             FollowError::Gone { floor } => Ending::Gone { last_seq: self.told, floor },
-            error => Ending::Failed { last_seq: self.told, why: error.to_string() },
+            error => Ending::Failed { last_seq: self.told, error },
+        }
+    }
+}
+
+impl Drop for Pump {
+    /// A subscriber that never asked again, so that it could not be told: its connection was cut under it.
+    fn drop(&mut self) {
+        if let Some((at, _)) = self.handed
+            && !self.ended
+            && self.clock.now().since(at) > self.stall
+        {
+            self.count(&Ending::TooSlow { last_seq: self.told, tip: self.tip(), reason: "stalled" });
         }
     }
 }

@@ -1,34 +1,38 @@
-//! How many subscribers there may be, and how much each address is given.
+//! Who subscribes: how many there may be, how much each address is given, and what all of them were.
 //!
 //! A [`Seat`] is one subscriber's place, given back when it is dropped. All seats of one address share one
 //! token bucket, which is forgotten with the last of them; no address ever waits for another
-//! (`feed-independent`). No clock: time comes in as an argument. Called by `feed` and `pump`.
+//! (`feed-independent`). No clock: time comes in as an argument. Called by `http::feed` and [`super::pump`].
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
 
+use core::net::{IpAddr, Ipv6Addr};
 use core::time::Duration;
 
 use thiserror::Error;
 
 use crate::config::Config;
-use crate::core::sync::{Arc, Lock, Rank};
+use crate::core::sync::{Arc, AtomicU64, Lock, Ordering, Rank};
 use crate::core::time::Instant;
 
 /// A client that finds its address's bucket empty waits for so much of a second's events, or for one: few
 /// wake-ups, and small pieces.
 const SHARES: f64 = 20.0;
 
-/// All seats that are taken.
+/// All seats that are taken, and how it went for those who had one.
 #[derive(Debug)]
-pub(in crate::http) struct Seats {
+pub struct Seats {
     taken: Lock<Taken>,
+    /// Events written, to all of them.
+    delivered: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Taken {
     total: usize,
     by_address: BTreeMap<IpAddr, Place>,
+    /// Subscribers that were cut off, by reason.
+    cut_off: BTreeMap<&'static str, u64>,
 }
 
 /// What the subscribers at one address have together.
@@ -40,36 +44,60 @@ struct Place {
 
 /// Why there is no seat.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub(super) enum NoSeat {
+pub enum NoSeat {
     /// Nobody else can be taken.
     #[error(
         "{max} subscribers are connected, which is the most; `subscribers_max` in the configuration sets the limit"
     )]
-    Full { max: usize },
+    Full {
+        /// `subscribers_max`.
+        max: usize,
+    },
     /// This address has had its share.
     #[error(
         "{max} subscribers are connected from {address}, which is the most for one address; `per_ip_connections` in the configuration sets the limit"
     )]
-    Address { address: IpAddr, max: usize },
+    Address {
+        /// The address; of IPv6 the network.
+        address: IpAddr,
+        /// `per_ip_connections`.
+        max: usize,
+    },
+}
+
+impl Default for Seats {
+    fn default() -> Seats {
+        Seats::new()
+    }
 }
 
 impl Seats {
-    pub(in crate::http) fn new() -> Seats {
-        Seats { taken: Lock::new(Rank::Subscribers, Taken::default()) }
+    /// All of them free.
+    pub fn new() -> Seats {
+        Seats { taken: Lock::new(Rank::Subscribers, Taken::default()), delivered: AtomicU64::new(0) }
     }
 
     /// How many subscribers are connected.
-    pub(in crate::http) fn taken(&self) -> usize {
+    pub fn taken(&self) -> usize {
         self.taken.lock().total
     }
 
+    /// How many events were written to subscribers.
+    pub fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// How many subscribers were cut off, by reason: `stalled`, `lagging`, `gone`, `failed`.
+    pub fn cut_off(&self) -> BTreeMap<&'static str, u64> {
+        self.taken.lock().cut_off.clone()
+    }
+
     /// A seat for a subscriber at this address.
-    pub(super) fn take(
-        self: &Arc<Self>,
-        address: IpAddr,
-        config: &Config,
-        now: Instant,
-    ) -> Result<Seat, NoSeat> {
+    ///
+    /// # Errors
+    ///
+    /// When so many are taken as `config` allows.
+    pub fn take(self: &Arc<Self>, address: IpAddr, config: &Config, now: Instant) -> Result<Seat, NoSeat> {
         let address = network(address);
         let is_full = |count: usize, max: usize| max > 0 && count >= max;
         let mut taken = self.taken.lock();
@@ -93,7 +121,7 @@ impl Seats {
 
 /// One subscriber's seat.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub struct Seat {
     seats: Arc<Seats>,
     address: IpAddr,
     bucket: Arc<Lock<Bucket>>,
@@ -103,6 +131,16 @@ impl Seat {
     /// The address it was taken for: of IPv6 the network.
     pub(super) fn address(&self) -> IpAddr {
         self.address
+    }
+
+    /// So many events were written to it.
+    pub(super) fn delivered(&self, count: u64) {
+        self.seats.delivered.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// It was cut off for this reason.
+    pub(super) fn cut_off(&self, reason: &'static str) {
+        *self.seats.taken.lock().cut_off.entry(reason).or_default() += 1;
     }
 
     /// Leave to write up to `wanted` events, at least one; else how long to wait before asking again.
@@ -153,7 +191,8 @@ impl Bucket {
             return Ok(drawn);
         }
         let share = (rate / SHARES).min(wanted as f64).max(1.0);
-        Err(Duration::from_secs_f64((share - self.events) / rate))
+        // A moment more, so that rounding never says "at once" and then that there is nothing.
+        Err(Duration::from_secs_f64((share - self.events) / rate) + Duration::from_nanos(1))
     }
 }
 
@@ -182,8 +221,13 @@ mod tests {
         let mut bucket = Bucket::new(100, at(0));
         assert_eq!(bucket.draw(80, at(0)), Ok(80));
         assert_eq!(bucket.draw(80, at(0)), Ok(20));
-        assert_eq!(bucket.draw(80, at(0)), Err(Duration::from_millis(50)), "a twentieth of a second's");
-        assert_eq!(bucket.draw(1, at(0)), Err(Duration::from_millis(10)));
+        let moment = Duration::from_nanos(1);
+        assert_eq!(
+            bucket.draw(80, at(0)),
+            Err(Duration::from_millis(50) + moment),
+            "a twentieth of a second's"
+        );
+        assert_eq!(bucket.draw(1, at(0)), Err(Duration::from_millis(10) + moment));
         assert_eq!(bucket.draw(80, at(50)), Ok(5));
         assert_eq!(bucket.draw(500, at(60_000)), Ok(100), "no more than a second is saved up");
     }
@@ -207,7 +251,7 @@ mod tests {
             while bucket.draw(1, now).is_ok() {}
             for _ in 0..100 {
                 let wait = bucket.draw(3, now).unwrap_err();
-                now = now + wait + Duration::from_nanos(1);
+                now = now + wait;
                 assert!(bucket.draw(3, now).is_ok(), "{rate}");
                 while bucket.draw(1, now).is_ok() {}
             }
