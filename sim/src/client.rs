@@ -140,7 +140,7 @@ async fn exchange(world: &Arc<World>, client: usize, router: &Router, asked: &Re
             let body = body(asked);
             let ask = Ask::parse(shape, &body).expect("the simulator's clients write valid requests");
             let id = format!("r{client}").into();
-            let inference = Inference { shape, path, headers, body, ask, id };
+            let inference = Inference { shape, path, headers, body, ask, id, client_key: None };
             Box::pin(router.infer(inference)).await
         }
         None => match Box::pin(overview(router, asked, headers)).await {

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use self::engine::Engine;
-use self::folder::Folder;
+use self::folder::{Copy, Folder, Mark};
 use crate::ports::{Bounds, BoxFuture, Revision, Seq, Store, StoreError, Versioned};
 
 /// A durable [`Store`] in a folder of its own.
@@ -37,6 +37,10 @@ use crate::ports::{Bounds, BoxFuture, Revision, Seq, Store, StoreError, Versione
 pub struct SledStore {
     /// Shared with the operations under way, which outlive a dropped future.
     engine: Arc<Engine>,
+    /// Read once, when it was opened.
+    used_before: Seq,
+    /// What is read is a copy: removed after the engine has let go of it.
+    _copy: Option<Copy>,
 }
 
 /// Why a store cannot be opened: each a sentence that says what to do.
@@ -105,6 +109,19 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// The same of another folder: who opens a copy speaks of what was copied.
+    fn at(mut self, dir: &Path) -> OpenError {
+        let (OpenError::InUse { path }
+        | OpenError::Damaged { path, .. }
+        | OpenError::Newer { path, .. }
+        | OpenError::NotAStore { path }
+        | OpenError::NotAFolder { path }
+        | OpenError::Denied { path }
+        | OpenError::Disk { path, .. }) = &mut self;
+        dir.clone_into(path);
+        self
+    }
+
     fn of_io(path: &Path, error: io::Error) -> OpenError {
         let path = path.to_owned();
         match error.kind() {
@@ -127,7 +144,8 @@ impl SledStore {
     }
 
     /// Sets a damaged store aside: renames the folder to `<name>.damaged-<n>` beside it and says
-    /// where it went. `None` if the store opens, or there is none. Nothing is deleted. Blocks.
+    /// where it went. `None` if the store opens, or there is none. Nothing is deleted. The store that takes its
+    /// place must go on behind [`SledStore::used_before`]. Blocks.
     ///
     /// # Errors
     ///
@@ -141,17 +159,57 @@ impl SledStore {
         let folder = Folder::claim(dir).map_err(io::Error::other)?;
         match Self::open_held(folder.clone()) {
             Ok(_) => Ok(None),
-            Err(OpenError::Damaged { .. }) => folder.set_aside().map(Some),
+            Err(OpenError::Damaged { .. }) => {
+                // First: should a crash come in between, more numbers were skipped than had to be.
+                folder.skip_numbers()?;
+                folder.set_aside().map(Some)
+            }
             Err(other) => Err(io::Error::other(other)),
         }
     }
 
-    /// sled panics on some damage: that is an answer too.
+    /// Says that the store in `dir` is a backup that was put back: what was written after it was made is not
+    /// there, and its numbers must not be used again. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be held, or nothing be written beside it.
+    pub fn restored(dir: &Path) -> io::Result<()> {
+        Folder::claim(dir).map_err(io::Error::other)?.skip_numbers()
+    }
+
+    /// Numbers up to here may have been given to records of stores that stood in this place before; 0: none.
+    pub fn used_before(&self) -> Seq {
+        self.used_before
+    }
+
+    /// Opens a copy of the store in `dir`, to be read: not a byte changes there, and what is missing or damaged
+    /// shows as [`StoreError::Corrupt`] when it is read. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// See [`OpenError`]: damage that leaves no database to read is one.
+    pub fn inspect(dir: &Path) -> Result<SledStore, OpenError> {
+        let (folder, copy) = Folder::copy(dir)?;
+        let opened = Self::held(folder, Engine::inspect);
+        let store = opened.map_err(|error| error.at(dir))?;
+        Ok(SledStore { _copy: Some(copy), ..store })
+    }
+
     fn open_held(folder: Folder) -> Result<SledStore, OpenError> {
+        Self::held(folder, Engine::open)
+    }
+
+    /// sled panics on some damage: that is an answer too.
+    fn held(
+        folder: Folder,
+        open: fn(Folder, Mark) -> Result<Engine, OpenError>,
+    ) -> Result<SledStore, OpenError> {
         let mark = folder.mark()?;
-        let opened = catch_unwind(AssertUnwindSafe(|| Engine::open(folder.clone(), mark)));
+        let used_before = folder.used_before().map_err(|error| OpenError::of_io(folder.path(), error))?;
+        let opened = catch_unwind(AssertUnwindSafe(|| open(folder.clone(), mark)));
         let engine = opened.unwrap_or_else(|panic| Err(folder.damaged(words_of(&*panic).to_owned())))?;
-        Ok(SledStore { engine: Arc::new(engine) })
+        Ok(SledStore { engine: Arc::new(engine), used_before, _copy: None })
     }
 
     async fn blocking<T: Send + 'static>(

@@ -1,4 +1,5 @@
-//! `pointsman audit`: what the event log of a stopped router shows of its promises.
+//! `pointsman audit`: what the event log of a stopped router shows of its promises. It reads a copy: the
+//! data stays as it is, to the byte.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ const UNCHECKED: u8 = 2;
 enum Unchecked {
     #[error("there is no store in {}: name the folder that was --data of a router that ran", .0.display())]
     NoStore(PathBuf),
+    #[error("the store {} is so damaged that no event of it can be named ({detail})", path.display())]
+    Unreadable { path: PathBuf, detail: String },
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
@@ -47,7 +50,10 @@ fn report(data: &Path) -> Result<Report, Unchecked> {
         // Opening it would make one.
         return Err(Unchecked::NoStore(data.to_owned()));
     }
-    let store = SledStore::open(&folder)?;
+    let store = SledStore::inspect(&folder).map_err(|error| match error {
+        OpenError::Damaged { path, detail } => Unchecked::Unreadable { path, detail },
+        other => other.into(),
+    })?;
     Ok(serve::runtime()?.block_on(audit(&store))?)
 }
 

@@ -33,8 +33,10 @@ pub(super) enum InstanceError {
     Start(#[from] StartError),
     #[error(transparent)]
     Store(#[from] crate::adapters::sled::OpenError),
-    #[error("damaged data could not be set aside: {0}")]
+    #[error("the data could not be set aside, or its numbers be skipped: {0}")]
     Recover(io::Error),
+    #[error("the event log's numbers cannot be read or written: {0}")]
+    Numbers(StoreError),
     #[error("token counts of the last seconds could not be stored: {0}")]
     LastFlush(StoreError),
 }

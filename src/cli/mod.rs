@@ -42,8 +42,8 @@ enum Command {
     CheckConfig(ConfigArgs),
     /// Print a router's events, one JSON object per line, for as long as it runs and beyond
     Tail(TailArgs),
-    /// Read the event log of a stopped router and check what was promised: 0 if all holds, 1 if not, 2 if
-    /// it cannot be read
+    /// Read the event log of a stopped router and check what was promised: 0 if all holds, 1 if not and then the
+    /// first event that shows it is named, 2 if nothing can be checked. Reads a copy (in TMPDIR) and changes nothing
     Audit(AuditArgs),
 }
 
@@ -69,12 +69,15 @@ struct ServeArgs {
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:12434")]
     listen: SocketAddr,
-    /// Where token counts are kept
+    /// Where token counts and events are kept
     #[arg(long, default_value = "data")]
     data: PathBuf,
     /// If the data is damaged, set it aside and start empty
     #[arg(long)]
     recover: bool,
+    /// The data is a backup that was put back: no number that an event was given since is used again
+    #[arg(long)]
+    restored: bool,
 }
 
 #[derive(Debug, Args)]

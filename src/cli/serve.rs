@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::adapters::sled::SledStore;
 use crate::config::Config;
 use crate::core::sync::Arc;
+use crate::flow::log;
 use crate::flow::router::Router;
 
 use super::instance::{Instance, InstanceError};
@@ -28,7 +29,8 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
 
 async fn serve(config: Config, args: &ServeArgs) -> Result<(), CliError> {
     let signals = Signals::install().map_err(CliError::Signals)?;
-    let store = open(&args.data, args.recover)?;
+    let store = open(args)?;
+    log::go_on_behind(&store, store.used_before()).await.map_err(InstanceError::Numbers)?;
     let instance = Instance::start(config, args.listen, Arc::new(store)).await?;
     println!("pointsman listens on http://{}", instance.address());
     let router = Arc::clone(instance.router());
@@ -42,9 +44,15 @@ pub(super) fn store_folder(data: &Path) -> PathBuf {
     data.join("store")
 }
 
-fn open(data: &Path, recover: bool) -> Result<SledStore, InstanceError> {
-    let folder = store_folder(data);
-    if recover && let Some(aside) = SledStore::recover(&folder).map_err(InstanceError::Recover)? {
+fn open(args: &ServeArgs) -> Result<SledStore, InstanceError> {
+    let folder = store_folder(&args.data);
+    if args.restored {
+        SledStore::restored(&folder).map_err(InstanceError::Recover)?;
+        tracing::warn!("the data is a backup that was put back: events get numbers that were never used");
+    }
+    if args.recover
+        && let Some(aside) = SledStore::recover(&folder).map_err(InstanceError::Recover)?
+    {
         tracing::warn!(aside = %aside.display(), "the data was damaged: set aside, starting empty");
     }
     Ok(SledStore::open(&folder)?)
@@ -97,6 +105,10 @@ fn reload(router: &Router, path: &Path) {
             }
             if config.connect_timeout != router.fleet().config.connect_timeout {
                 tracing::warn!("connect_timeout_secs changes at the next start only");
+            }
+            let in_force = &router.fleet().config;
+            if (config.event_log, config.event_ring) != (in_force.event_log, in_force.event_ring) {
+                tracing::warn!("event_log and event_ring change at the next start only");
             }
             let endpoints = config.endpoints.len();
             router.reload(config);

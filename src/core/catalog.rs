@@ -181,6 +181,16 @@ impl<T> Cell<T> {
         (now.since(*began) < self.inner.ages.expiry).then(|| Arc::clone(value))
     }
 
+    /// The newest good answer, however old; never starts a fetch.
+    pub fn last(&self) -> Option<Arc<T>> {
+        self.inner.state.lock().value.as_ref().map(|(value, _)| Arc::clone(value))
+    }
+
+    /// Whether the last fetch that ended brought an answer; true before the first.
+    pub fn answered(&self) -> bool {
+        self.inner.state.lock().error.is_none()
+    }
+
     /// The newest error since the last good answer, if it has not expired at `now`.
     pub fn error(&self, now: Instant) -> Option<Arc<str>> {
         let state = self.inner.state.lock();

@@ -49,6 +49,8 @@ pub enum Rank {
     /// Token counts waiting to be stored, and totals. Taken inside `Slots` so that a usage
     /// snapshot is one cut.
     Ledger,
+    /// What was logged of one endpoint's listings.
+    Told,
     /// One cell of the catalog.
     Catalog,
     /// Events waiting to be durable, and the newest that are.
@@ -59,8 +61,16 @@ pub enum Rank {
     Signal,
 }
 
-const RANKS: [Rank; 7] =
-    [Rank::Fleet, Rank::Slots, Rank::Ledger, Rank::Catalog, Rank::Timeline, Rank::Subscribers, Rank::Signal];
+const RANKS: [Rank; 8] = [
+    Rank::Fleet,
+    Rank::Slots,
+    Rank::Ledger,
+    Rank::Told,
+    Rank::Catalog,
+    Rank::Timeline,
+    Rank::Subscribers,
+    Rank::Signal,
+];
 
 impl Rank {
     /// The name used in metrics and in the panic message of an inversion.
@@ -69,6 +79,7 @@ impl Rank {
             Rank::Fleet => "fleet",
             Rank::Slots => "slots",
             Rank::Ledger => "ledger",
+            Rank::Told => "told",
             Rank::Catalog => "catalog",
             Rank::Timeline => "timeline",
             Rank::Subscribers => "subscribers",

@@ -3,7 +3,8 @@
 //!
 //! What can be seen: every number has a record that can be read (`feed-durable`); the latest time never falls,
 //! so a reader who begins at a time misses nothing (`feed-exact`); within the life of one instance every end has
-//! its start (`admitted-adds-up`) and, if it left in order, every start its end (`answer-ends`); its
+//! its start (`admitted-adds-up`) and, if it left in order, every start its end (`answer-ends`) and no slot was
+//! held, and none of the requests that ended at an endpoint was without one (`slot-conservation`); its
 //! tokens, by the events, are those that were counted and stored (`token-conservation`). What cannot: a request
 //! that was open in a crash, tokens and events of a crash's last moments, a life in which events were
 //! refused for want of room, requests that began before the floor. Those are said in the notes.
@@ -172,6 +173,8 @@ struct Life {
     before: Option<u64>,
     /// Its own, by its events.
     tokens: u64,
+    /// Requests that ended at an endpoint: each held a slot.
+    placed: u64,
     /// Started and not finished, by name: clients may give one name to several requests.
     open: BTreeMap<Box<str>, u32>,
     /// When it left, and how many tokens had been counted then.
@@ -191,6 +194,7 @@ impl Life {
             events: 0,
             before,
             tokens: 0,
+            placed: 0,
             open: BTreeMap::new(),
             left: None,
             unflushed: false,
@@ -207,6 +211,30 @@ impl Life {
     fn open_requests(&self) -> u64 {
         self.open.values().map(|count| u64::from(*count)).sum()
     }
+}
+
+/// What is wrong with the slots of a life whose instance has left, if it says how many there were.
+fn slots(life: &Life, left: &Fields<'_>) -> Option<(Promise, String)> {
+    let (admitted, finished) = (left.admitted?, left.finished?);
+    let (in_flight, queued) = (left.in_flight.unwrap_or(0), left.queued.unwrap_or(0));
+    if in_flight > 0 || queued > 0 {
+        let why = format!(
+            "its instance left in order, but {in_flight} slot(s) were held and {queued} waited for one"
+        );
+        return Some((Promise::SlotConservation, why));
+    }
+    if admitted != finished {
+        let why =
+            format!("{admitted} slots and places in the queue were given out, but {finished} given back");
+        return Some((Promise::AdmittedAddsUp, why));
+    }
+    (life.whole && life.placed > admitted).then(|| {
+        let why = format!(
+            "{} requests ended at an endpoint, but only {admitted} slots were given out",
+            life.placed
+        );
+        (Promise::SlotConservation, why)
+    })
 }
 
 impl Audit {
@@ -315,6 +343,7 @@ impl Audit {
         let id = fields.request_id.as_deref().unwrap_or_default();
         let life = self.life();
         life.tokens = life.tokens.saturating_add(tokens.total());
+        life.placed += u64::from(fields.endpoint.is_some());
         if let Some(count) = life.open.get_mut(id) {
             *count -= 1;
             if *count == 0 {
@@ -335,6 +364,9 @@ impl Audit {
             let one = life.open.keys().next().map_or("", |id| id);
             let why = format!("its instance left in order, but {open} request(s) had no end: '{one}' is one");
             life.suspect(seq, Promise::AnswerEnds, why);
+        }
+        if let Some((promise, why)) = slots(life, fields) {
+            life.suspect(seq, promise, why);
         }
         life.left = Some((seq, fields.total_tokens));
         life.unflushed = fields.reason.is_some();
@@ -479,7 +511,7 @@ impl Audit {
             (u64::from(report.events == 0), "the log holds no event: nothing could be checked"),
             (
                 report.floor.saturating_sub(1),
-                "event(s) are no longer kept: what they would show was not checked",
+                "number(s) before the oldest event are no longer kept, or were skipped: what they would show was not checked",
             ),
             (doubts.before_floor, "request(s) ended that began before the oldest event kept"),
             (

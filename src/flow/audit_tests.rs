@@ -12,10 +12,12 @@ struct Line {
     total: Option<u64>,
     tokens: u64,
     lost: bool,
+    /// Admitted, finished, in flight and queued.
+    slots: Option<[u64; 4]>,
 }
 
 fn line(kind: Kind, id: &'static str) -> Line {
-    Line { kind, id, total: None, tokens: 0, lost: false }
+    Line { kind, id, total: None, tokens: 0, lost: false, slots: None }
 }
 
 fn join(total: u64) -> Line {
@@ -24,6 +26,11 @@ fn join(total: u64) -> Line {
 
 fn leave(total: u64) -> Line {
     Line { total: Some(total), ..line(Kind::InstanceLeft, "") }
+}
+
+/// It left with these slots admitted, finished, in flight and queued.
+fn leave_with(total: u64, slots: [u64; 4]) -> Line {
+    Line { slots: Some(slots), ..leave(total) }
 }
 
 /// It left, but could not store its last counts.
@@ -57,6 +64,10 @@ fn fields(line: &Line, time_ms: u64) -> Fields<'static> {
         reason: line.lost.then(|| "the disk is full".into()),
         total_tokens: line.total,
         events: (line.kind == Kind::LogLost).then_some(7),
+        admitted: line.slots.map(|[admitted, ..]| admitted),
+        finished: line.slots.map(|[_, finished, ..]| finished),
+        in_flight: line.slots.map(|[_, _, in_flight, _]| in_flight),
+        queued: line.slots.map(|[.., queued]| queued),
         ..Fields::default()
     }
 }
@@ -164,6 +175,23 @@ fn every_kind_of_damage_is_found_at_its_event_and_named() {
             Some(expected.0),
             "{what}: the first is named"
         );
+    }
+}
+
+#[test]
+fn slots_that_were_not_given_back_are_found_and_those_that_must_have_been_there() {
+    use Promise::{AdmittedAddsUp, SlotConservation};
+    let life = |slots| show(1, &[join(0), start("a"), finish("a", 5), leave_with(5, slots)], 5);
+    for (slots, expected) in [
+        ([1, 1, 0, 0], None),
+        // Others waited in vain.
+        ([9, 9, 0, 0], None),
+        ([2, 1, 1, 0], Some((4, SlotConservation))),
+        ([2, 1, 0, 1], Some((4, SlotConservation))),
+        ([2, 1, 0, 0], Some((4, AdmittedAddsUp))),
+        ([0, 0, 0, 0], Some((4, SlotConservation))),
+    ] {
+        assert_eq!(broken(&life(slots)), expected, "{slots:?}");
     }
 }
 

@@ -15,7 +15,7 @@ use crate::config::{Config, EndpointConfig, Secret};
 use crate::core::catalog::{Ages, Cell};
 use crate::core::names::{EndpointId, EndpointName, ModelName};
 use crate::core::slots::Limits;
-use crate::core::sync::Arc;
+use crate::core::sync::{Arc, Lock, Rank};
 use crate::wire::listing::Model;
 use crate::wire::{Family, Kind, names};
 
@@ -40,6 +40,19 @@ struct Answers {
     available: Cell<Listing>,
     loaded: Cell<Listing>,
     status: Cell<String>,
+    told: Arc<Lock<Told>>,
+}
+
+/// What the event log says of one endpoint's models, so that it tells every change once and in order: whoever
+/// has something to tell compares with this, and puts the new state here, in one step.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// It is in the configuration: what is learnt of others concerns nobody.
+    pub(super) configured: bool,
+    /// What it serves.
+    pub(super) available: Option<Arc<Listing>>,
+    /// What it has in memory.
+    pub(super) loaded: Option<Arc<Listing>>,
 }
 
 impl Answers {
@@ -50,6 +63,7 @@ impl Answers {
             available: Cell::new(Ages::AVAILABLE),
             loaded: Cell::new(Ages::LOADED),
             status: Cell::new(STATUS),
+            told: Arc::new(Lock::new(Rank::Told, Told::default())),
         }
     }
 
@@ -90,6 +104,8 @@ pub struct Backend {
     pub loaded: Cell<Listing>,
     /// Its version, as a sign of life.
     pub status: Cell<String>,
+    /// What was logged of its models.
+    pub(super) told: Arc<Lock<Told>>,
 }
 
 impl Fleet {
@@ -124,7 +140,7 @@ impl Fleet {
 
 impl Backend {
     fn new(config: &EndpointConfig, id: EndpointId, known: &Answers) -> Backend {
-        let Answers { kind, authorization, available, loaded, status } = known.clone();
+        let Answers { kind, authorization, available, loaded, status, told } = known.clone();
         Backend {
             id,
             name: config.url.as_str().into(),
@@ -138,7 +154,13 @@ impl Backend {
             available,
             loaded,
             status,
+            told,
         }
+    }
+
+    /// Whether it answered when it was last asked what it serves, and when it was last asked whether it is there.
+    pub fn answers(&self) -> bool {
+        self.available.answered() && self.status.answered()
     }
 
     /// Whether it answers this family's routes: everybody speaks OpenAI's, only an Ollama its own.

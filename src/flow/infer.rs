@@ -52,6 +52,29 @@ pub struct Inference {
     pub ask: Ask,
     /// The request's name in logs.
     pub id: Arc<str>,
+    /// Whose it is, if it came with a key.
+    pub client_key: Option<ClientKey>,
+}
+
+/// What stands in the event log for a client's key: tells clients apart, and is no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientKey([u8; 8]);
+
+impl ClientKey {
+    /// From the first bytes of a digest that nobody can undo.
+    pub fn from_digest(digest: [u8; 4]) -> ClientKey {
+        let hex = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
+        let mut text = [0; 8];
+        for (two, byte) in text.chunks_exact_mut(2).zip(digest) {
+            two.copy_from_slice(&[hex(byte >> 4), hex(byte & 15)]);
+        }
+        ClientKey(text)
+    }
+
+    /// Its 8 hex digits.
+    pub fn as_str(&self) -> &str {
+        core::str::from_utf8(&self.0).unwrap_or_default()
+    }
 }
 
 /// An endpoint that serves the model, and the model's name there.
@@ -66,7 +89,7 @@ impl Router {
     /// Routes one request. Completes with the head of an answer once its first byte is there.
     /// Dropping the future cancels whatever is under way.
     pub async fn infer(&self, request: Inference) -> Result<Answer, Failure> {
-        let mut story = self.begin_story(&request.id, &request.ask.model);
+        let mut story = self.begin_story(&request);
         loop {
             match self.infer_with(&self.fleet(), &request, &mut story).await {
                 Ok(mut answer) => {

@@ -10,12 +10,14 @@ use std::collections::BTreeSet;
 
 use futures_util::future::{Either, join, join3, select};
 
-use crate::core::breaker::Health;
 use crate::core::names::EndpointName;
 use crate::ports::StoreError;
 use crate::wire::event::{Fields, Kind};
 
 use super::router::Router;
+
+/// How often endpoints are looked at though nobody asks, while events are logged.
+const LOOK: Duration = Duration::from_secs(30);
 
 impl Router {
     /// Looks at every endpoint, and stores token counts and events, for as long as `serving` runs, which
@@ -45,21 +47,29 @@ impl Router {
         }
     }
 
-    /// Logs whenever an endpoint's breaker opens or closes, for ever.
+    /// Logs whenever an endpoint goes down or is up again, for ever. Breakers and answers say so at once; that no
+    /// byte moves, and what changes at an endpoint that nobody asks, is seen at the next look.
     async fn tell_health(&self) -> Infallible {
         let mut down = BTreeSet::<EndpointName>::new();
+        let mut next = self.ports.clock.now() + LOOK;
         loop {
-            let turned = self.usage.slots().turned();
-            for endpoint in self.usage.snapshot().slots.endpoints {
-                let (is_up, name) = (endpoint.health == Health::Closed, endpoint.name);
-                let fields = Fields { endpoint: Some(name.as_str().into()), ..Fields::default() };
-                match is_up {
-                    true if down.remove(&name) => self.note(Kind::EndpointUp, fields),
-                    false if down.insert(name.clone()) => self.note(Kind::EndpointDown, fields),
-                    _ => {}
-                }
+            let turned = select(self.usage.slots().turned(), self.answered.listen());
+            // Who was down when it left the configuration is so when it comes back: nothing to tell.
+            for (name, is_up) in self.ups() {
+                let kind = match is_up {
+                    true if down.remove(&name) => Kind::EndpointUp,
+                    false if down.insert(name.clone()) => Kind::EndpointDown,
+                    _ => continue,
+                };
+                self.note(kind, Fields { endpoint: Some(name.as_str().into()), ..Fields::default() });
             }
-            turned.await;
+            let pause = self.fleet().config.wedged_after.max(Duration::from_millis(100));
+            select(turned, self.ports.clock.sleep_until(next.min(self.ports.clock.now() + pause))).await;
+            let now = self.ports.clock.now();
+            if now >= next {
+                self.look_around();
+                next = now + LOOK;
+            }
         }
     }
 }

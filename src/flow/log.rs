@@ -39,6 +39,10 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How often the log is looked at for events that are too old or too many.
 const RETENTION: Duration = Duration::from_secs(30);
 
+/// Records read at once to find old ones behind one that a clock dated ahead, and how often in one go.
+const LOOK_PAGE: usize = 1_024;
+const LOOK_PAGES: usize = 64;
+
 /// Bytes before the JSON of a stored record: the latest time up to and with it, little-endian.
 const HEAD: usize = 8;
 
@@ -52,6 +56,10 @@ pub struct EventLog {
     /// Events that are taken to the disk, or past it, at once.
     group: usize,
     home: Home,
+    /// The floor that the store is known to have. Written by whoever trims only.
+    trimmed: AtomicU64,
+    /// How far trimming looked for old events behind one that a clock dated ahead. Written by it only.
+    looked: AtomicU64,
 }
 
 /// Where events are kept.
@@ -129,6 +137,15 @@ async fn record(store: StoredLog<'_>, seq: Seq) -> Result<Option<Record>, StoreE
     }
 }
 
+/// Sees to it that events get numbers behind `used` only, before a router starts on this store: others may have
+/// been given those up to there, by a store that is gone.
+pub async fn go_on_behind(store: &dyn Store, used: Seq) -> Result<(), StoreError> {
+    if numbers::newest(store).await? < used {
+        numbers::lease(store, used).await?;
+    }
+    Ok(())
+}
+
 impl EventLog {
     /// The log that goes on behind what the store holds.
     pub(super) async fn open(
@@ -165,7 +182,15 @@ impl EventLog {
         };
         let limits = Limits { ring, waiting: WAITING_MAX, ring_only: mode == EventLogMode::None };
         let timeline = Arc::new(Timeline::new(bounds, limits));
-        Ok(EventLog { mode, timeline, latest_ms: AtomicU64::new(latest_ms), group, home })
+        Ok(EventLog {
+            mode,
+            timeline,
+            latest_ms: AtomicU64::new(latest_ms),
+            group,
+            home,
+            trimmed: AtomicU64::new(bounds.floor),
+            looked: AtomicU64::new(0),
+        })
     }
 
     /// The log as it is stored; `None` if it is not.
@@ -205,6 +230,63 @@ impl EventLog {
             }
         }
         Ok(low)
+    }
+
+    /// The first of `bounds` that is not to be given up for its age: what happened at `until_ms` or before is too
+    /// old, now it is `now_ms`.
+    ///
+    /// The latest time tells, as for readers, unless it lies ahead of the clock: then some event was dated while
+    /// the clock was wrong, and those behind it go by their own dates. Nothing goes before its time unless a
+    /// clock was wrong in both directions; once the clock has caught up, what was logged meanwhile stays for up to
+    /// twice its time.
+    async fn first_young(
+        &self,
+        stored: StoredLog<'_>,
+        bounds: Bounds,
+        until_ms: u64,
+        now_ms: u64,
+    ) -> Result<Seq, StoreError> {
+        let store = stored.store;
+        let mut floor = self.first_after(store, bounds, until_ms).await?;
+        if self.first_after(store, bounds, now_ms).await? > floor {
+            return Ok(floor);
+        }
+        let mut next = floor.max(self.looked.load(Ordering::Relaxed) + 1);
+        for _ in 0..LOOK_PAGES {
+            let records = match stored.read(next, LOOK_PAGE).await {
+                Ok(records) if records.is_empty() => break,
+                Ok(records) => records,
+                Err(StoreError::Trimmed { .. }) => break,
+                Err(error) => return Err(error),
+            };
+            for record in &records {
+                let time_ms = Record::decode(record)?.event.time_ms;
+                if time_ms <= until_ms {
+                    floor = next + 1;
+                } else if time_ms <= now_ms {
+                    return Ok(floor);
+                }
+                self.looked.store(next, Ordering::Relaxed);
+                next += 1;
+            }
+        }
+        Ok(floor.min(bounds.tip + 1))
+    }
+
+    /// Events below `floor` are given up: first told, then trimmed. If the store fails, the next call tries again.
+    async fn give_up(
+        &self,
+        floor: Seq,
+        trim: impl Future<Output = Result<(), StoreError>>,
+    ) -> Result<(), StoreError> {
+        if floor <= self.trimmed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.timeline.trim(floor);
+        tracing::debug!(floor, "old events are given up");
+        trim.await?;
+        self.trimmed.store(floor, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Whether anything is logged at all.
@@ -309,7 +391,18 @@ impl Router {
     pub(super) fn close_log(&self, failed: Option<&StoreError>) {
         let time_ms = self.ports.clock.wall().as_millis();
         let reason = failed.map(|error| error.to_string().into());
-        let left = Event::new(Kind::InstanceLeft, Fields { time_ms, reason, ..self.books() });
+        let slots = self.usage.slots().snapshot();
+        let in_flight = slots.endpoints.iter().map(|endpoint| u64::from(endpoint.total)).sum();
+        let fields = Fields {
+            time_ms,
+            reason,
+            admitted: Some(slots.admitted),
+            finished: Some(slots.finished),
+            in_flight: Some(in_flight),
+            queued: Some(slots.queued as u64),
+            ..self.books()
+        };
+        let left = Event::new(Kind::InstanceLeft, fields);
         self.log.timeline.close(Arc::new(left));
     }
 
@@ -378,17 +471,13 @@ impl Router {
         let bounds = self.log.bounds();
         let by_size = (bounds.tip + 1).saturating_sub(config.event_log_max_events);
         let max_age_ms = u64::try_from(config.event_log_max_age.as_millis()).unwrap_or(u64::MAX);
-        let by_age = match self.ports.clock.wall().as_millis().checked_sub(max_age_ms) {
-            Some(time_ms) => self.log.first_after(store, bounds, time_ms).await?,
+        let now_ms = self.ports.clock.wall().as_millis();
+        let by_age = match now_ms.checked_sub(max_age_ms) {
+            Some(until_ms) => self.log.first_young(stored, bounds, until_ms, now_ms).await?,
             None => bounds.floor,
         };
-        let floor = by_size.max(by_age);
-        if floor <= bounds.floor {
-            return Ok(());
-        }
-        self.log.timeline.trim(floor);
-        tracing::debug!(floor, "old events are given up");
-        stored.trim(floor).await
+        let floor = by_size.max(by_age).max(bounds.floor);
+        self.log.give_up(floor, stored.trim(floor)).await
     }
 }
 
@@ -443,6 +532,72 @@ mod tests {
         assert_eq!(open(EventLogMode::Group, &store).await.bounds(), bounds);
         assert_eq!(again.latest_with(&store, bounds.tip).await, Ok(Some(6)));
         assert_eq!(again.first_after(&store, bounds, 5).await, Ok(bounds.tip));
+    }
+
+    #[tokio::test]
+    async fn an_event_dated_ahead_keeps_nothing_beyond_its_age() {
+        let store = MemoryStore::new();
+        let life = open(EventLogMode::Group, &store).await;
+        log(&life, &store, [10, 20, 1_000_000, 30, 40, 1_000_001, 50, 60]).await;
+        let young = async |life: &EventLog, until_ms, now_ms| {
+            life.first_young(life.stored(&store).expect("it is stored"), life.bounds(), until_ms, now_ms)
+                .await
+        };
+        for (until_ms, now_ms, first) in [(5, 60, 1), (10, 60, 2), (20, 60, 3), (30, 60, 5), (45, 70, 6)] {
+            assert_eq!(young(&life, until_ms, now_ms).await, Ok(first), "{until_ms} of {now_ms}");
+            let anew = open(EventLogMode::Group, &store).await;
+            assert_eq!(
+                young(&anew, until_ms, now_ms).await,
+                Ok(first),
+                "{until_ms} of {now_ms}, after a start"
+            );
+        }
+        assert_eq!(young(&life, 60, 70).await, Ok(9), "all of them are old");
+        // The clock was set back: nobody knows how old they are.
+        assert_eq!(young(&open(EventLogMode::Group, &store).await, 1, 9).await, Ok(1));
+        // And readers find times as ever.
+        assert_eq!(life.first_after(&store, life.bounds(), 20).await, Ok(3));
+    }
+
+    #[tokio::test]
+    async fn a_log_that_cannot_keep_up_says_how_many_events_are_missing() {
+        let store = MemoryStore::new();
+        let life = open(EventLogMode::Group, &store).await;
+        let event = || Arc::new(Event::new(Kind::ConfigReloaded, Fields { time_ms: 5, ..Fields::default() }));
+        let taken = (0..WAITING_MAX + 3).filter(|_| life.timeline.push(event())).count();
+        while life.append(&store, 7).await == Ok(true) {}
+        let bounds = life.bounds();
+        assert_eq!((taken, bounds.tip), (WAITING_MAX, WAITING_MAX as Seq + 1));
+        let records = store.read(bounds.tip, 1).await.unwrap();
+        let lost = Record::decode(&records[0]).unwrap().event;
+        let fields = lost.fields().unwrap();
+        assert_eq!((&*fields.kind, fields.events, fields.time_ms), ("log.lost", Some(3), 7));
+    }
+
+    #[tokio::test]
+    async fn a_trim_that_failed_is_tried_again() {
+        let store = MemoryStore::new();
+        let life = open(EventLogMode::Group, &store).await;
+        log(&life, &store, 1..=9).await;
+        let told = |life: &EventLog| life.bounds().floor;
+        let failed = life.give_up(5, async { Err(StoreError::Unavailable("full".to_owned())) }).await;
+        assert_eq!((failed.is_err(), told(&life), store.bounds().await.unwrap().floor), (true, 5, 1));
+        assert_eq!(life.give_up(5, store.trim(5)).await, Ok(()));
+        assert_eq!((told(&life), store.bounds().await.unwrap().floor), (5, 5));
+    }
+
+    #[tokio::test]
+    async fn numbers_that_a_lost_store_may_have_used_are_skipped_once() {
+        for mode in [EventLogMode::Group, EventLogMode::None] {
+            let store = MemoryStore::new();
+            go_on_behind(&store, 1_000).await.unwrap();
+            let life = open(mode, &store).await;
+            assert_eq!(life.bounds(), Bounds { floor: 1_001, tip: 1_000 }, "{mode:?}");
+            log(&life, &store, 1..=3).await;
+            go_on_behind(&store, 1_000).await.unwrap();
+            let again = open(mode, &store).await.bounds();
+            assert!(again.tip >= 1_003 && (mode == EventLogMode::None || again.floor == 1_001), "{again:?}");
+        }
     }
 
     #[tokio::test]

@@ -68,6 +68,15 @@ pub(super) async fn resume(store: &dyn Store) -> Result<Numbers, StoreError> {
     let (mut numbers, revision) = Numbers::load(store).await?;
     let bounds = store.bounds().await?;
     if numbers.leased > bounds.tip + numbers.offset {
+        if bounds.floor <= bounds.tip {
+            let (from, to) = (bounds.floor + numbers.offset, bounds.tip + numbers.offset);
+            tracing::warn!(
+                from,
+                to,
+                next = numbers.leased + 1,
+                "stored events are given up: later numbers were given to events that are not stored"
+            );
+        }
         store.trim(bounds.tip + 1).await?;
         numbers.offset = numbers.leased - bounds.tip;
         numbers.save(store, revision).await?;

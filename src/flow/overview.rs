@@ -3,13 +3,12 @@
 //! Every answer comes through the catalog, so however often these are polled, an endpoint is asked
 //! at most once per concern at a time.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 
 use crate::core::breaker::Health;
-use crate::core::slots::EndpointUse;
+use crate::core::names::EndpointName;
+use crate::core::slots::Snapshot;
 use crate::core::sync::Arc;
 use crate::ports::UpstreamRequest;
 use crate::wire::{Family, Kind, listing};
@@ -38,11 +37,13 @@ pub struct EndpointStatus {
     pub wedged: bool,
     /// Requests in flight.
     pub in_flight: u32,
+    /// What `/metrics` and the event log say too.
+    pub up: bool,
 }
 
 impl EndpointStatus {
-    /// It answers and gets requests.
-    pub fn is_up(&self) -> bool {
+    /// It may be given a request, if only to see what becomes of it.
+    pub fn takes_requests(&self) -> bool {
         self.answer.is_ok() && self.health != Health::Open && !self.wedged
     }
 }
@@ -98,11 +99,9 @@ impl Router {
     pub async fn endpoints(&self) -> Vec<EndpointStatus> {
         let fleet = self.fleet();
         let answers = self.ask_all(&STATUS, &fleet.backends, fleet.config.listing_timeout).await;
-        let slots = self.usage.snapshot().slots;
-        let by_name: BTreeMap<&str, &EndpointUse> =
-            slots.endpoints.iter().map(|endpoint| (endpoint.name.as_str(), endpoint)).collect();
+        let slots = self.slots_now();
         let status = |(backend, known): (&Arc<Backend>, Known<String>)| {
-            let used = by_name.get(backend.name.as_str());
+            let used = slots.endpoints.get(backend.id.index());
             EndpointStatus {
                 name: backend.name.to_string(),
                 kind: backend.kind,
@@ -113,9 +112,39 @@ impl Router {
                 health: used.map_or(Health::Closed, |used| used.health),
                 wedged: used.is_some_and(|used| used.wedged),
                 in_flight: used.map_or(0, |used| used.total),
+                up: is_up(backend, &slots),
             }
         };
         answers.into_iter().map(status).collect()
+    }
+
+    /// Every configured endpoint, and whether it is up: the one judgement that events, `/metrics`, `/health` and
+    /// `/api/config` share. It is if its breaker is closed, bytes move if any are waited for, and it answered
+    /// when it was last asked about itself.
+    pub fn ups(&self) -> Vec<(EndpointName, bool)> {
+        let (fleet, slots) = (self.fleet(), self.slots_now());
+        fleet.backends.iter().map(|backend| (backend.name.clone(), is_up(backend, &slots))).collect()
+    }
+
+    /// The slots as they are by the clock: on an idle router nobody else says what time it is.
+    fn slots_now(&self) -> Snapshot {
+        self.usage.slots().recheck(self.ports.clock.now());
+        self.usage.snapshot().slots
+    }
+
+    /// Looks at what endpoints serve and have loaded, as a request would, and again at what they last failed to
+    /// say: so that the event log hears of it on a router that nobody asks.
+    pub(super) fn look_around(&self) {
+        for backend in &self.fleet().backends {
+            let _ = self.glance(&AVAILABLE, backend);
+            // A plain OpenAI-style service does not say what it has in memory.
+            if backend.kind != Kind::OpenAi {
+                let _ = self.glance(&LOADED, backend);
+            }
+            if !backend.status.answered() {
+                let _ = self.glance(&STATUS, backend);
+            }
+        }
     }
 
     /// Ollama's `/api/show`: answered by one endpoint that serves the model; the next is asked only
@@ -162,6 +191,11 @@ impl Router {
         };
         answers.into_iter().filter_map(answered).collect()
     }
+}
+
+fn is_up(backend: &Backend, slots: &Snapshot) -> bool {
+    let used = slots.endpoints.get(backend.id.index());
+    backend.answers() && used.is_none_or(|used| used.health == Health::Closed && !used.wedged)
 }
 
 fn models(listings: &[(Arc<Backend>, Arc<Listing>)]) -> impl Iterator<Item = (Kind, &listing::Model)> {

@@ -18,7 +18,7 @@ use crate::wire::event::{Fields, Kind as What};
 use crate::wire::{Kind, listing};
 
 use super::deadline::{Elapsed, until, within};
-use super::fleet::{Backend, Listing};
+use super::fleet::{Backend, Fleet, Listing, Told};
 use super::router::Router;
 
 /// The largest listing that is read, in bytes.
@@ -29,8 +29,8 @@ pub(super) struct Question<T> {
     cell: fn(&Backend) -> &Cell<T>,
     path: fn(Kind) -> &'static str,
     read: fn(Kind, &[u8]) -> Result<T, String>,
-    /// Logs what is new in an answer, compared with the one before.
-    tell: fn(&Router, &Backend, Option<&T>, &T),
+    /// Logs what is new in an answer.
+    tell: fn(&Router, &Backend, &Arc<T>),
 }
 
 /// Which models it serves.
@@ -42,9 +42,7 @@ pub(super) const AVAILABLE: Question<Listing> = Question {
             if kind == Kind::Ollama { listing::parse_tags(body) } else { listing::parse_models(body) };
         models.map(|models| Listing::new(kind, models)).map_err(|bad| bad.to_string())
     },
-    tell: |router, backend, before, after| {
-        router.tell_models(backend, [What::ModelAppeared, What::ModelGone], before, after);
-    },
+    tell: |router, backend, after| router.tell_listing(backend, SERVED, after),
 };
 
 /// Which models it has in memory. A plain OpenAI-style service does not say: all of them.
@@ -57,10 +55,10 @@ pub(super) const LOADED: Question<Listing> = Question {
         models.retain(|model| model.loaded);
         Ok(Listing::new(kind, models))
     },
-    tell: |router, backend, before, after| {
+    tell: |router, backend, after| {
         // A plain OpenAI-style service does not say what it has in memory.
         if backend.kind != Kind::OpenAi {
-            router.tell_models(backend, [What::ModelLoaded, What::ModelUnloaded], before, after);
+            router.tell_listing(backend, IN_MEMORY, after);
         }
     },
 };
@@ -75,8 +73,22 @@ pub(super) const STATUS: Question<String> = Question {
             listing::parse_models(body).map(|_| "ok".to_owned()).map_err(|bad| bad.to_string())
         }
     },
-    tell: |_, _, _, _| {},
+    tell: |_, _, _| {},
 };
+
+/// What changes when an endpoint's listing does: the events, and where the listing stands that was logged last.
+#[derive(Clone, Copy)]
+struct Concern {
+    came: What,
+    went: What,
+    told: fn(&mut Told) -> &mut Option<Arc<Listing>>,
+}
+
+const SERVED: Concern =
+    Concern { came: What::ModelAppeared, went: What::ModelGone, told: |told| &mut told.available };
+
+const IN_MEMORY: Concern =
+    Concern { came: What::ModelLoaded, went: What::ModelUnloaded, told: |told| &mut told.loaded };
 
 /// What an endpoint answered, or why it did not.
 pub(super) enum Known<T> {
@@ -176,6 +188,7 @@ impl Router {
         let (router, backend) = (self.arc(), Arc::clone(backend));
         let (path, read, tell) = ((question.path)(backend.kind), question.read, question.tell);
         let limit = self.fleet().config.listing_timeout;
+        let answered_before = (question.cell)(&backend).answered();
         let task = async move {
             let fetched = {
                 let get = within(router.ports.clock.as_ref(), limit, router.get(&backend, path));
@@ -193,28 +206,59 @@ impl Router {
             if let Err(why) = &result {
                 tracing::warn!(endpoint = %backend.name, path, why, "endpoint could not be asked");
             }
-            if let Some((before, after)) = refresh.settle(router.ports.clock.now(), result.map_err(Arc::from))
-            {
-                tell(&router, &backend, before.as_deref(), &after);
+            let answered = result.is_ok();
+            if let Some((_, after)) = refresh.settle(router.ports.clock.now(), result.map_err(Arc::from)) {
+                tell(&router, &backend, &after);
+            }
+            if answered != answered_before {
+                router.answered.notify();
             }
         };
         self.ports.spawn.spawn(Box::pin(task)).detach();
     }
 
-    /// Logs the models that are in one listing of an endpoint and not in the other.
-    fn tell_models(
-        &self,
-        backend: &Backend,
-        [came, went]: [What; 2],
-        before: Option<&Listing>,
-        after: &Listing,
-    ) {
+    /// Logs what is new in a listing.
+    fn tell_listing(&self, backend: &Backend, concern: Concern, after: &Arc<Listing>) {
         if !self.log.is_on() {
             return;
         }
-        let none = Listing::default();
-        let before = before.unwrap_or(&none);
-        for (kind, listing, other) in [(came, after, before), (went, before, after)] {
+        let mut told = backend.told.lock();
+        if told.configured {
+            self.tell_models(backend, concern, &mut told, Some(Arc::clone(after)));
+        }
+    }
+
+    /// Logs which models came and went because `after` takes the place of `before`: with their endpoints, or
+    /// because what an endpoint said before holds no longer. Called where the fleet is replaced.
+    pub(super) fn tell_fleet(&self, before: &Fleet, after: &Fleet) {
+        if !self.log.is_on() {
+            return;
+        }
+        for backend in before.backends.iter().filter(|backend| after.get(backend.id).is_none()) {
+            let mut told = backend.told.lock();
+            told.configured = false;
+            for concern in [SERVED, IN_MEMORY] {
+                self.tell_models(backend, concern, &mut told, None);
+            }
+        }
+        for backend in &after.backends {
+            let mut told = backend.told.lock();
+            told.configured = true;
+            self.tell_models(backend, SERVED, &mut told, backend.available.last());
+            let loaded = if backend.kind == Kind::OpenAi { None } else { backend.loaded.last() };
+            self.tell_models(backend, IN_MEMORY, &mut told, loaded);
+        }
+    }
+
+    /// Logs the models that are in one listing of an endpoint and not in the other.
+    fn tell_models(&self, backend: &Backend, concern: Concern, told: &mut Told, after: Option<Arc<Listing>>) {
+        let before = core::mem::replace((concern.told)(told), after.clone());
+        let none = Arc::default();
+        let (before, after) = (before.as_ref().unwrap_or(&none), after.as_ref().unwrap_or(&none));
+        if Arc::ptr_eq(before, after) {
+            return;
+        }
+        for (kind, listing, other) in [(concern.came, after, before), (concern.went, before, after)] {
             for model in listing.models().filter(|model| other.find(&model.name).is_none()) {
                 let (endpoint, model) = (Some(backend.name.as_str().into()), Some((&*model.name).into()));
                 self.note(kind, Fields { endpoint, model, ..Fields::default() });

@@ -44,6 +44,8 @@ pub struct Router {
     fleet: Lock<Arc<Fleet>>,
     /// Notified after each replacement.
     reloaded: Signal,
+    /// Notified when an endpoint has answered what it did not answer before, or the other way round.
+    pub(super) answered: Signal,
     /// For tasks the router starts for itself.
     this: Weak<Router>,
 }
@@ -75,10 +77,12 @@ impl Router {
             log,
             fleet: Lock::new(Rank::Fleet, Arc::new(fleet)),
             reloaded: Signal::new(),
+            answered: Signal::new(),
             this: Weak::clone(this),
         });
         // Before anything else can happen to it.
         router.begin_log();
+        router.tell_fleet(&Fleet::default(), &router.fleet());
         Ok(router)
     }
 
@@ -89,10 +93,14 @@ impl Router {
         {
             let mut fleet = self.fleet.lock();
             let slots = self.usage.slots();
-            *fleet = Arc::new(Fleet::new(config, &fleet, |limits, names| slots.configure(limits, names)));
+            let after = Arc::new(Fleet::new(config, &fleet, |limits, names| slots.configure(limits, names)));
+            let before = core::mem::replace(&mut *fleet, Arc::clone(&after));
+            self.note(Kind::ConfigReloaded, Fields { endpoints: Some(endpoints), ..Fields::default() });
+            self.tell_fleet(&before, &after);
         }
         self.reloaded.notify();
-        self.note(Kind::ConfigReloaded, Fields { endpoints: Some(endpoints), ..Fields::default() });
+        // Whoever is judged by its answers may have none now.
+        self.answered.notify();
     }
 
     /// A future for the next reload. Make it before looking at the fleet.

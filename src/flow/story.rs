@@ -8,6 +8,7 @@ use crate::wire::event::{Fields, Kind};
 
 use super::answer::Outcome;
 use super::failure::Failure;
+use super::infer::{ClientKey, Inference};
 use super::router::Router;
 
 /// A request that was started and has not ended. Dropped without a word, its client has left.
@@ -18,29 +19,28 @@ pub(super) struct Story {
     ended: bool,
     /// As the client named it.
     model: Box<str>,
+    client_key: Option<ClientKey>,
     /// Where it was sent last, and how the model is counted there.
     at: Option<(EndpointName, ModelName)>,
 }
 
 impl Router {
     /// Logs that a request was accepted; `None` if nothing is logged.
-    pub(super) fn begin_story(&self, id: &Arc<str>, model: &str) -> Option<Story> {
+    pub(super) fn begin_story(&self, request: &Inference) -> Option<Story> {
         if !self.log.is_on() {
             return None;
         }
-        self.note(
-            Kind::RequestStarted,
-            Fields { request_id: Some((&**id).into()), model: Some(model.into()), ..Fields::default() },
-        );
-        let began = self.ports.clock.now();
-        Some(Story {
+        let story = Story {
             router: self.arc(),
-            id: Arc::clone(id),
-            began,
+            id: Arc::clone(&request.id),
+            began: self.ports.clock.now(),
             ended: false,
-            model: model.into(),
+            model: request.ask.model.as_str().into(),
+            client_key: request.client_key,
             at: None,
-        })
+        };
+        self.note(Kind::RequestStarted, story.fields());
+        Some(story)
     }
 }
 
@@ -85,10 +85,13 @@ impl Story {
 
     fn fields(&self) -> Fields<'_> {
         let at = self.at.as_ref();
+        let model = at.map_or(&*self.model, |(_, model)| model.as_str());
         Fields {
             request_id: Some((&*self.id).into()),
             endpoint: at.map(|(endpoint, _)| endpoint.as_str().into()),
-            model: Some(at.map_or(&*self.model, |(_, model)| model.as_str()).into()),
+            model: Some(model.into()),
+            asked: (model != &*self.model).then(|| (&*self.model).into()),
+            client_key: self.client_key.as_ref().map(|key| key.as_str().into()),
             ..Fields::default()
         }
     }

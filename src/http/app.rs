@@ -113,6 +113,12 @@ impl App {
 /// What every request passes: it gets its name, and the gate if there is one.
 async fn front(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let id = request_id::assign(request.headers_mut(), app.router.ports().entropy.as_ref());
+    if app.router.log().is_on()
+        && let Some(client) = auth::client_key(&request)
+    {
+        // Before the gate takes the key off.
+        request.extensions_mut().insert(client);
+    }
     let key = &app.router.fleet().config.router_api_key;
     let mut response = match key.as_ref().and_then(|key| auth::refusal(key, &mut request)) {
         Some(refused) => refused,

@@ -1,14 +1,19 @@
 //! The gate: with a router key configured, every route but a few asks for it.
 //!
 //! The key comes as `Authorization: Bearer KEY` or `?api_key=KEY`. Keys are compared in constant
-//! time, never logged, and never travel on to an endpoint.
+//! time, never logged, and never travel on to an endpoint. What the event log has of a key, the router's or a
+//! client's own, is the beginning of its hash.
+
+use std::borrow::Cow;
 
 use axum::extract::Request;
 use axum::http::{Method, StatusCode, header};
 use axum::response::Response;
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::config::Secret;
+use crate::flow::infer::ClientKey;
 
 use super::reply;
 
@@ -20,7 +25,7 @@ pub(super) fn refusal(key: &Secret, request: &mut Request) -> Option<Response> {
         return None;
     }
     let family = reply::family_of(path);
-    let given = bearer(request).or_else(|| query_key(request.uri().query()?));
+    let given = given(request);
     match given {
         None => {
             let message = "an API key is required: send it as `Authorization: Bearer KEY`";
@@ -37,16 +42,26 @@ pub(super) fn refusal(key: &Secret, request: &mut Request) -> Option<Response> {
     }
 }
 
+/// Who asks, by the key the request came with. Not worth a memory: a hash costs a tenth of a microsecond.
+pub(super) fn client_key(request: &Request) -> Option<ClientKey> {
+    let digest = Sha256::digest(given(request)?.as_bytes());
+    digest.first_chunk().map(|first| ClientKey::from_digest(*first))
+}
+
+fn given(request: &Request) -> Option<Cow<'_, str>> {
+    bearer(request).map(Cow::Borrowed).or_else(|| query_key(request.uri().query()?).map(Cow::Owned))
+}
+
 fn is_open(method: &Method, path: &str) -> bool {
     method == Method::OPTIONS
         || matches!(path, "/" | "/favicon.ico" | "/static")
         || path.starts_with("/static/")
 }
 
-fn bearer(request: &Request) -> Option<String> {
+fn bearer(request: &Request) -> Option<&str> {
     let value = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, key) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim().to_owned())
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }
 
 fn query_key(query: &str) -> Option<String> {

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 
 use crate::flow::answer::{Answer, Outcome};
-use crate::flow::infer::Inference;
+use crate::flow::infer::{ClientKey, Inference};
 use crate::wire::request::{Ask, Shape};
 
 use super::app::App;
@@ -16,6 +16,7 @@ use super::{body, reply, request_id};
 pub(super) async fn answer(app: App, path: &'static str, shape: Shape, request: Request) -> Response {
     let running = app.metrics.begin(path);
     let (parts, stream) = request.into_parts();
+    let client_key = parts.extensions.get::<ClientKey>().copied();
     let id = request_id::of(&parts.headers);
     let family = shape.family();
     let answered = async {
@@ -28,7 +29,8 @@ pub(super) async fn answer(app: App, path: &'static str, shape: Shape, request: 
             let code = "bad_request";
             (reply::error(family, StatusCode::BAD_REQUEST, &bad.to_string(), Some(code)), code)
         })?;
-        let inference = Inference { shape, path, headers: parts.headers, body: bytes, ask, id: id.clone() };
+        let headers = parts.headers;
+        let inference = Inference { shape, path, headers, body: bytes, ask, id: id.clone(), client_key };
         app.router.infer(inference).await.map_err(|failure| {
             tracing::info!(request_id = %id, path, error = %failure, "request failed");
             (reply::failure(family, &failure), failure.code())

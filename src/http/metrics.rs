@@ -14,7 +14,6 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::core::breaker::Health;
 use crate::core::names::EndpointName;
 use crate::core::sync::{Arc, Contention, contention};
 use crate::core::time::Instant;
@@ -152,6 +151,8 @@ fn write<V: EncodeMetric>(
 
 impl Collector for State {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        // First: it tells the slots the time.
+        let ups = self.router.ups();
         let snapshot = self.router.usage().snapshot();
         let slots = &snapshot.slots;
         let configured = || slots.endpoints.iter().filter(|endpoint| endpoint.enabled);
@@ -169,11 +170,9 @@ impl Collector for State {
         write(encoder, ("in_flight", "Requests in flight", MetricType::Gauge), in_flight)?;
         let queued = [(vec![], gauge(slots.queued as i64))];
         write(encoder, ("queued", "Requests waiting for a slot", MetricType::Gauge), queued)?;
-        let up = configured().map(|endpoint| {
-            let up = endpoint.health != Health::Open && !endpoint.wedged;
-            (of(&endpoint.name), gauge(i64::from(up)))
-        });
-        write(encoder, ("endpoint_up", "1 while the endpoint gets requests", MetricType::Gauge), up)?;
+        let up = ups.iter().map(|(endpoint, up)| (of(endpoint), gauge(i64::from(*up))));
+        let help = "1 while the endpoint answers, its breaker is closed and it is not wedged";
+        write(encoder, ("endpoint_up", help, MetricType::Gauge), up)?;
         let wedged = configured().map(|endpoint| (of(&endpoint.name), gauge(i64::from(endpoint.wedged))));
         let help = "1 while requests wait at the endpoint and no byte moves";
         write(encoder, ("endpoint_wedged", help, MetricType::Gauge), wedged)?;

@@ -76,14 +76,16 @@ pub(super) async fn config(State(app): State<App>) -> Response {
     )
 }
 
-/// 200 while at least one endpoint can take requests, 503 when none can.
+/// 200 while at least one endpoint can take requests, 503 when none can. One that is half-open is not up, but
+/// only a request can make it so.
 pub(super) async fn health(State(app): State<App>) -> Response {
     let endpoints = app.router.endpoints().await;
-    let up = endpoints.iter().filter(|endpoint| endpoint.is_up()).count();
-    let (status, word) = match up {
-        0 => (StatusCode::SERVICE_UNAVAILABLE, "error"),
-        _ if up < endpoints.len() => (StatusCode::OK, "degraded"),
-        _ => (StatusCode::OK, "ok"),
+    let (status, word) = if !endpoints.iter().any(EndpointStatus::takes_requests) {
+        (StatusCode::SERVICE_UNAVAILABLE, "error")
+    } else if endpoints.iter().all(|endpoint| endpoint.up) {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::OK, "degraded")
     };
     let by_name: Map<String, Value> = endpoints.iter().map(|e| (e.name.clone(), state(e))).collect();
     reply::value(status, &json!({ "status": word, "endpoints": by_name }))
@@ -99,7 +101,7 @@ fn endpoint(endpoint: &EndpointStatus) -> Value {
 
 fn state(endpoint: &EndpointStatus) -> Value {
     let mut value = json!({
-        "status": if endpoint.is_up() { "ok" } else { "error" },
+        "status": if endpoint.up { "ok" } else { "error" },
         "breaker": endpoint.health.name(),
         "wedged": endpoint.wedged,
         "in_flight": endpoint.in_flight,

@@ -101,6 +101,12 @@ pub struct Fields<'a> {
     /// The model: as it is counted where an endpoint is known, else as the client named it.
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub model: Option<Cow<'a, str>>,
+    /// The model as the client named it, if that is another name.
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Cow<'a, str>>,
+    /// Whose request it was: the first 8 hex digits of the SHA-256 of the key it came with.
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub client_key: Option<Cow<'a, str>>,
     /// Tokens of the prompt, if the endpoint reported them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input_tokens: Option<u64>,
@@ -125,6 +131,18 @@ pub struct Fields<'a> {
     /// All tokens ever counted, when an instance joins or leaves: so that its life can be audited by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_tokens: Option<u64>,
+    /// Slots and places in the queue that were ever given out, when an instance leaves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admitted: Option<u64>,
+    /// Of these, those given back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished: Option<u64>,
+    /// Of these, slots that are still held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<u64>,
+    /// Of these, places in the queue that are still taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued: Option<u64>,
 }
 
 /// One event: its bytes, and what filters ask of it.
@@ -138,6 +156,8 @@ pub struct Event {
     pub endpoint: Option<Box<str>>,
     /// The model, if it concerns one.
     pub model: Option<Box<str>>,
+    /// The model as its client named it, if that is another name.
+    pub asked: Option<Box<str>>,
     /// One JSON object without numbers.
     pub json: Bytes,
 }
@@ -151,7 +171,8 @@ impl Event {
     /// The event with these fields.
     pub fn new(kind: Kind, mut fields: Fields<'_>) -> Event {
         fields.kind = Cow::Borrowed(kind.name());
-        for name in [&mut fields.endpoint, &mut fields.model, &mut fields.request_id, &mut fields.reason] {
+        let Fields { endpoint, model, asked, request_id, reason, .. } = &mut fields;
+        for name in [endpoint, model, asked, request_id, reason] {
             shorten(name);
         }
         let mut json = Vec::with_capacity(192);
@@ -161,6 +182,7 @@ impl Event {
             kind: Cow::Borrowed(kind.name()),
             endpoint: fields.endpoint.map(|name| Box::from(&*name)),
             model: fields.model.map(|name| Box::from(&*name)),
+            asked: fields.asked.map(|name| Box::from(&*name)),
             json: json.into(),
         }
     }
@@ -175,8 +197,8 @@ impl Event {
         let known = Kind::ALL.iter().find(|kind| kind.name() == fields.kind);
         let kind = known.map_or_else(|| Cow::Owned(fields.kind.to_string()), |k| Cow::Borrowed(k.name()));
         let owned = |name: Option<Cow<'_, str>>| name.map(|name| Box::from(&*name));
-        let (endpoint, model) = (owned(fields.endpoint), owned(fields.model));
-        Ok(Event { time_ms: fields.time_ms, kind, endpoint, model, json: json.clone() })
+        let (endpoint, model, asked) = (owned(fields.endpoint), owned(fields.model), owned(fields.asked));
+        Ok(Event { time_ms: fields.time_ms, kind, endpoint, model, asked, json: json.clone() })
     }
 
     /// All its fields.
@@ -232,6 +254,8 @@ mod tests {
             request_id: Some("r1".into()),
             endpoint: Some("http://a".into()),
             model: Some("m\"q".into()),
+            asked: Some("q".into()),
+            client_key: Some("01234567".into()),
             input_tokens: Some(3),
             output_tokens: Some(0),
             duration_ms: Some(12),
@@ -254,7 +278,7 @@ mod tests {
         let expected = json!({
             "seq": 7, "prev_seq": null, "time_ms": 1_790_000_000_123u64, "kind": "request.finished", "request_id": "r1",
             "endpoint": "http://a", "model": "m\"q", "input_tokens": 3, "output_tokens": 0, "duration_ms": 12,
-            "outcome": "answered",
+            "outcome": "answered", "asked": "q", "client_key": "01234567",
         });
         assert_eq!(serde_json::from_slice::<Value>(&frame).unwrap(), expected);
         let mut second = Vec::new();

@@ -19,7 +19,7 @@ pub struct Filter {
     pub kinds: Vec<Pattern>,
     /// Endpoints, as configured.
     pub endpoints: Vec<Pattern>,
-    /// Models.
+    /// Models, as their clients named them or as they are counted.
     pub models: Vec<Pattern>,
 }
 
@@ -75,13 +75,14 @@ impl Filter {
 
     /// Whether its reader wants this event.
     pub fn matches(&self, event: &Event) -> bool {
-        let passes = |patterns: &[Pattern], name: Option<&str>| {
-            patterns.is_empty()
-                || name.is_some_and(|name| patterns.iter().any(|pattern| pattern.matches(name)))
+        let named = |patterns: &[Pattern], name: Option<&str>| {
+            name.is_some_and(|name| patterns.iter().any(|pattern| pattern.matches(name)))
         };
+        let passes = |patterns: &[Pattern], name| patterns.is_empty() || named(patterns, name);
         passes(&self.kinds, Some(&event.kind))
             && passes(&self.endpoints, event.endpoint.as_deref())
-            && passes(&self.models, event.model.as_deref())
+            // One request has one start and one end under whichever name its client used.
+            && (passes(&self.models, event.model.as_deref()) || named(&self.models, event.asked.as_deref()))
     }
 }
 
@@ -119,6 +120,23 @@ mod tests {
         }
         let elsewhere = Event::new(Kind::ConfigReloaded, Fields::default());
         assert!(!filter(&[], &["*"], &[]).matches(&elsewhere), "it concerns no endpoint");
+    }
+
+    #[test]
+    fn a_request_is_found_by_its_clients_name_and_by_the_one_it_is_counted_under() {
+        let of = |model: &'static str, asked: Option<&'static str>| {
+            let fields =
+                Fields { model: Some(model.into()), asked: asked.map(Into::into), ..Fields::default() };
+            Event::new(Kind::RequestFinished, fields)
+        };
+        let ended = of("llama3:latest", Some("llama3"));
+        let ended = Event::parse(ended.json).unwrap();
+        for (pattern, passes) in
+            [("llama3", true), ("llama3:latest", true), ("llama*", true), ("llama", false)]
+        {
+            assert_eq!(filter(&[], &[], &[pattern]).matches(&ended), passes, "{pattern}");
+        }
+        assert!(!filter(&[], &[], &["llama3"]).matches(&of("llama3:latest", None)));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! `pointsman audit` over what a real router left behind.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -83,6 +85,80 @@ async fn a_router_that_stopped_in_order_is_clean_and_kill_9_is_one_crash() {
         (&Value::Null, &json!(3), &json!(1)),
         "{report}"
     );
+}
+
+/// Every file of a folder, with its bytes.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            let bytes = std::fs::read(&path).unwrap();
+            found.insert(path, bytes);
+        }
+    }
+    found
+}
+
+/// The numbers of the records that a row of the log holds, by its key.
+fn held(key: &[u8]) -> std::ops::Range<u64> {
+    let (first, rest) = key.split_at(8);
+    let first = u64::from_be_bytes(first.try_into().unwrap());
+    first..first + rest.try_into().map_or(1, |count| u64::from(u32::from_be_bytes(count)))
+}
+
+#[tokio::test]
+async fn damage_in_one_place_is_named_by_its_event_and_auditing_changes_no_byte() {
+    let backend = pretend(Profile::ollama(["m"]));
+    let mut router = Router::before(&[backend.endpoint()], "event_log: each\n");
+    for _ in 0..5 {
+        assert_eq!(router.post("/api/chat", &whole()).await.0, 200);
+    }
+    router.signal("TERM");
+    assert!(router.wait(Duration::from_secs(10)).success());
+    let before = files(&router.data());
+    let (code, said, _) = audit(&router.data(), &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(files(&router.data()) == before, "an audit changes nothing");
+
+    let rows = |work: &dyn Fn(&sled::Tree)| {
+        let db = sled::Config::new().path(router.data().join("store/sled")).open().unwrap();
+        work(&db.open_tree("log").unwrap());
+        db.flush().unwrap();
+    };
+    let nth = |tree: &sled::Tree, at: usize| tree.iter().map(Result::unwrap).nth(at).unwrap();
+    let named = |what: &str, seq: u64| {
+        let before = files(&router.data());
+        let (code, json, said) = audit(&router.data(), &["--json"]);
+        let report: Value = serde_json::from_str(&json).unwrap_or_else(|_| panic!("{what}: {json} {said}"));
+        let found = (code, report["broken"]["seq"].as_u64(), report["broken"]["promise"].as_str());
+        assert_eq!(found, (Some(1), Some(seq), Some("feed-durable")), "{what}: {report}");
+        assert!(files(&router.data()) == before, "{what}: an audit changes nothing");
+    };
+    let numbers = std::cell::RefCell::new(Vec::new());
+    rows(&|tree| *numbers.borrow_mut() = tree.iter().keys().map(|key| held(&key.unwrap()).start).collect());
+    let numbers = numbers.into_inner();
+    assert!(numbers[0] == 1 && numbers.len() > 8, "{numbers:?}");
+    rows(&|tree| {
+        let (key, mut row) = nth(tree, numbers.len() - 2);
+        *row.last_mut().unwrap() ^= 1;
+        tree.insert(key, row).unwrap();
+    });
+    named("a flipped bit", numbers[numbers.len() - 2]);
+    rows(&|tree| drop(tree.remove(nth(tree, 4).0).unwrap()));
+    named("a hole", numbers[4]);
+    rows(&|tree| {
+        while tree.len() > 3 {
+            tree.pop_max().unwrap();
+        }
+    });
+    named("the end is gone", numbers[3]);
+
+    std::fs::remove_file(router.data().join("store/STORE")).unwrap();
+    let (code, _, said) = audit(&router.data(), &[]);
+    assert!(code == Some(2) && said.contains("no event of it can be named"), "{code:?} {said}");
 }
 
 #[test]

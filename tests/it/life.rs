@@ -202,6 +202,62 @@ async fn damaged_data_refuses_to_start_with_a_sentence_and_recover_sets_it_aside
     assert!(router.log().contains("set aside"), "{}", router.log());
 }
 
+/// The newest number an event was given; all events up to it are read.
+async fn tip(router: &Router) -> u64 {
+    router.post("/api/chat", &whole()).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    router.get("/api/events/bounds").await["tip"].as_u64().unwrap()
+}
+
+/// Whoever stands at this number is told that it is gone, and every number there is lies behind it.
+async fn assert_gone(router: &Router, after: u64) {
+    let answer = router.http.get(router.url(&format!("/api/events?after={after}"))).send().await.unwrap();
+    let (status, body) = (answer.status().as_u16(), answer.json::<Value>().await.unwrap());
+    let floor = router.get("/api/events/bounds").await["floor"].as_u64().unwrap();
+    assert!(
+        status == 410 && floor > after && body["floor"] == floor,
+        "{status} {body}, the floor is {floor}"
+    );
+    assert!(floor < 1 << 53, "{floor} is more than JavaScript can count");
+}
+
+#[tokio::test]
+async fn no_number_is_used_twice_after_recovery_or_with_a_restored_backup() {
+    let backend = pretend(Profile::ollama(["m"]));
+    for mode in ["group", "none"] {
+        let mut router = Router::before(&[backend.endpoint()], &format!("event_log: {mode}\n"));
+        for _ in 0..2 {
+            let seen = tip(&router).await;
+            router.signal("TERM");
+            router.wait(Duration::from_secs(5));
+            std::fs::write(router.data().join("store/STORE"), [0xA5; 64]).unwrap();
+            router = router.restart(&["--recover"]);
+            assert_gone(&router, seen).await;
+            assert!(tip(&router).await > seen);
+        }
+
+        router.signal("TERM");
+        router.wait(Duration::from_secs(5));
+        let folder = tempfile::tempdir().unwrap();
+        let copy = |from: &std::path::Path, to: &std::path::Path| {
+            assert!(std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
+        };
+        copy(&router.data(), &folder.path().join("backup"));
+        router = router.restart(&[]);
+        let seen = tip(&router).await;
+        router.signal("TERM");
+        router.wait(Duration::from_secs(5));
+        std::fs::remove_dir_all(router.data()).unwrap();
+        copy(&folder.path().join("backup"), &router.data());
+        router = router.restart(&["--restored"]);
+        assert_gone(&router, seen).await;
+        let seen = tip(&router).await;
+        // Said once, it holds for every later start.
+        router = router.kill_and_restart(&[]);
+        assert!(tip(&router).await > seen);
+    }
+}
+
 #[tokio::test]
 async fn a_second_process_on_the_same_data_is_refused_with_a_sentence() {
     let router = Router::start("endpoints: [http://127.0.0.1:9]\n");

@@ -13,6 +13,7 @@ mod feed_client;
 mod feed_crash;
 mod feed_follow;
 mod house;
+mod kinds;
 mod life;
 mod proxying;
 mod router;

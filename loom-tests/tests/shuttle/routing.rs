@@ -128,7 +128,7 @@ impl Town {
         let body = Bytes::from_static(br#"{"model":"m","messages":[]}"#);
         let ask = Ask::parse(Shape::OllamaChat, &body).expect("a valid request");
         let (shape, path, headers) = (Shape::OllamaChat, "/api/chat", HeaderMap::new());
-        let inference = Inference { shape, path, headers, body, ask, id: "a request".into() };
+        let inference = Inference { shape, path, headers, body, ask, id: "a request".into(), client_key: None };
         let Ok(mut answer) = self.router.infer(inference).await else { return };
         if !answer.status.is_success() {
             return;

@@ -48,6 +48,8 @@ pub(crate) struct Reference {
     seen: Seq,
     /// Requests that have started and not ended, by the log.
     open: BTreeSet<String>,
+    /// Whether an endpoint is up, serves a model, or has it in memory, by the log.
+    there: BTreeMap<(&'static str, String, String), bool>,
     /// The witness missed events of this life: more came at once than the ring holds.
     missed: bool,
 }
@@ -75,7 +77,7 @@ impl Reference {
         }
     }
 
-    /// One start, one end.
+    /// One start, one end; up and down, coming and going, by turns.
     fn account(&mut self, seq: Seq, event: &Event) -> Result<(), String> {
         let fields = event.fields().map_err(|bad| bad.to_string())?;
         let request = || fields.request_id.as_deref().unwrap_or_default().to_owned();
@@ -83,6 +85,7 @@ impl Reference {
             // Whatever was open when the instance crashed has no end.
             "instance.joined" => {
                 self.open.clear();
+                self.there.clear();
                 self.missed = false;
             }
             _ if self.missed => {}
@@ -99,7 +102,24 @@ impl Reference {
             "request.finished" if !self.open.remove(&request()) => {
                 return Err(format!("event {seq}: {} ends without a start, or twice", request()));
             }
-            _ => {}
+            kind => {
+                let (concern, now) = match kind {
+                    "endpoint.up" => ("endpoint", true),
+                    "endpoint.down" => ("endpoint", false),
+                    "model.appeared" => ("served", true),
+                    "model.gone" => ("served", false),
+                    "model.loaded" => ("loaded", true),
+                    "model.unloaded" => ("loaded", false),
+                    _ => return Ok(()),
+                };
+                let name = |name: &Option<Box<str>>| name.as_deref().unwrap_or_default().to_owned();
+                let (endpoint, model) = (name(&event.endpoint), name(&event.model));
+                let before = self.there.insert((concern, endpoint, model), now);
+                // Every endpoint begins up, and with nothing.
+                if before.unwrap_or(concern == "endpoint") == now {
+                    return Err(format!("event {seq}: {kind} is told of what was so before: {fields:?}"));
+                }
+            }
         }
         Ok(())
     }

@@ -110,6 +110,18 @@ impl Engine {
     /// Opens the database in `folder`, checks that the log has no holes and nothing durable is
     /// gone, and finishes a trim that a crash broke off.
     pub(super) fn open(folder: Folder, mark: Mark) -> Result<Engine, OpenError> {
+        Engine::with(folder, |engine| engine.recover(mark))
+    }
+
+    /// Opens the database in `folder` as it is, to be read: what is missing or damaged shows when it is read.
+    pub(super) fn inspect(folder: Folder, mark: Mark) -> Result<Engine, OpenError> {
+        Engine::with(folder, |engine| engine.look(mark))
+    }
+
+    fn with(
+        folder: Folder,
+        find_out: impl FnOnce(&Engine) -> Result<(), StoreError>,
+    ) -> Result<Engine, OpenError> {
         let of_sled = |error: ::sled::Error| match error {
             ::sled::Error::Io(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => {
                 OpenError::of_io(folder.path(), error)
@@ -134,7 +146,7 @@ impl Engine {
             file,
             folder,
         };
-        engine.recover(mark).map_err(|error| {
+        find_out(&engine).map_err(|error| {
             // Closing must not write a mark of what a damaged store has left.
             engine.fail(error.clone());
             match error {
@@ -169,6 +181,20 @@ impl Engine {
         self.folder.sync_names().map_err(unavailable)?;
         self.flush(written)?;
         self.folder.write(self.mark()?).map_err(unavailable)
+    }
+
+    /// Finds out where the store says it stands: up to the last record, or to what it once held if that is more.
+    fn look(&self, mark: Mark) -> Result<(), StoreError> {
+        let mut state = self.write_state()?;
+        if mark.revision == 0 && self.trees.iter().all(Tree::is_empty) {
+            return Ok(());
+        }
+        state.floor = self.counter("floor")?;
+        state.revision = self.counter("revision")?;
+        let last = self.tree(Table::Log).iter().keys().next_back().transpose().map_err(of_sled)?;
+        let last = last.and_then(|key| held(&key)).map_or(0, |held| held.end.saturating_sub(1));
+        state.tip = last.max(mark.tip).max(state.floor - 1);
+        Ok(())
     }
 
     /// The newest record's number; an error if any from `floor` on is missing.

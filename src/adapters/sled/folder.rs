@@ -4,11 +4,16 @@
 //! this program, older or newer, can read before it touches the database), and the database in
 //! `sled/`. An old program refuses a newer format instead of claiming it; a database that has
 //! lost what `STORE` says it held is damaged, not empty. [`super`] opens and recovers through here.
+//!
+//! Beside it, in `<name>.numbers`, stands how far the numbers of stores that stood here before may have gone:
+//! whatever takes their place goes on behind them (`feed-durable`). It outlives every one of those stores.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::ports::{Revision, Seq};
 
@@ -27,6 +32,13 @@ pub(super) struct Folder {
     /// Locked for as long as it is open; the operating system unlocks it if the process dies.
     _lock: Arc<File>,
 }
+
+/// The first word of every `.numbers` file.
+const NUMBERS: &str = "used";
+
+/// How many numbers a store is given for its life, should the clock be of no use: half a year at a million a
+/// second, and five hundred stores before JavaScript could no longer count them.
+const NUMBERS_OF_A_LIFE: Seq = 1 << 44;
 
 /// How far a store has durably come: a lower bound, written when it opens, closes, and now and then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +67,33 @@ impl Folder {
             Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path }),
             Err(TryLockError::Error(error)) => Err(failed(error)),
         }
+    }
+
+    /// Copies the store in `dir` for somebody who must change nothing there: sled writes wherever it opens. Nobody
+    /// who holds the folder may be at work meanwhile.
+    pub(super) fn copy(dir: &Path) -> Result<(Folder, Copy), OpenError> {
+        let failed = |error| OpenError::of_io(dir, error);
+        let path = fs::canonicalize(dir).map_err(failed)?;
+        // A backup may have none, and then nobody holds it.
+        let lock = match File::open(path.join("lock")) {
+            Ok(lock) => Some(lock),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error)),
+        };
+        match lock.as_ref().map(File::try_lock) {
+            None | Some(Ok(())) => {}
+            Some(Err(TryLockError::WouldBlock)) => return Err(OpenError::InUse { path }),
+            Some(Err(TryLockError::Error(error))) => return Err(failed(error)),
+        }
+        let copy = Copy::new().map_err(failed)?;
+        copy_folder(&path, &copy.path).map_err(|error| OpenError::Disk {
+            path: path.clone(),
+            detail: format!(
+                "it cannot be copied to {} (TMPDIR names another place): {error}",
+                copy.path.display()
+            ),
+        })?;
+        Ok((Folder::claim(&copy.path)?, copy))
     }
 
     /// The folder itself.
@@ -100,12 +139,8 @@ impl Folder {
     /// Renames the folder to `<name>.damaged-<n>` beside it, with the first `n` that is free, and
     /// says where it went. Nothing is deleted or overwritten.
     pub(super) fn set_aside(&self) -> io::Result<PathBuf> {
-        let name =
-            self.path.file_name().ok_or_else(|| io::Error::other("the root folder cannot be renamed"))?;
         for n in 1..u32::MAX {
-            let mut aside = name.to_owned();
-            aside.push(format!(".damaged-{n}"));
-            let aside = self.path.with_file_name(aside);
+            let aside = self.beside(&format!("damaged-{n}"))?;
             match fs::symlink_metadata(&aside) {
                 Ok(_) => continue,
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -115,6 +150,53 @@ impl Folder {
             return Ok(aside);
         }
         Err(io::Error::other("every name for the damaged store is taken"))
+    }
+
+    /// Numbers up to here may have been given to records of stores that stood here before; 0: none.
+    pub(super) fn used_before(&self) -> io::Result<Seq> {
+        let path = self.beside("numbers")?;
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        let first = text.lines().next().unwrap_or_default();
+        let used = first.strip_prefix(NUMBERS).and_then(|rest| rest.trim().parse().ok());
+        used.filter(|used| numbers(*used) == text).ok_or_else(|| {
+            let path = path.display();
+            io::Error::other(format!(
+                "{path} is not what was written; start with --restored to write it anew"
+            ))
+        })
+    }
+
+    /// Makes it durable that numbers may have been used so far that nothing before can have come there.
+    ///
+    /// Nobody knows how far a damaged store had come, or one that a backup takes the place of. But none gives
+    /// out a million numbers a second for long: so its numbers lie below the microseconds since 1970. Should the
+    /// clock have been set back, they lie below what was used before it began, and those of one life.
+    pub(super) fn skip_numbers(&self) -> io::Result<()> {
+        let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        let micros = Seq::try_from(micros).unwrap_or(0);
+        let used = self.used_before().unwrap_or(0).saturating_add(NUMBERS_OF_A_LIFE).max(micros);
+        let fresh = self.beside("numbers.new")?;
+        let mut file = File::create(&fresh)?;
+        file.write_all(numbers(used).as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&fresh, self.beside("numbers")?)?;
+        self.path.parent().map_or(Ok(()), sync_folder)
+    }
+
+    /// The file beside the folder that has its name and this ending.
+    fn beside(&self, ending: &str) -> io::Result<PathBuf> {
+        let mut name = self.name()?.to_owned();
+        name.push(".");
+        name.push(ending);
+        Ok(self.path.with_file_name(name))
+    }
+
+    fn name(&self) -> io::Result<&OsStr> {
+        self.path.file_name().ok_or_else(|| io::Error::other("the root folder cannot be a store"))
     }
 
     fn parse(&self, bytes: &[u8]) -> Result<Mark, OpenError> {
@@ -153,6 +235,61 @@ impl Folder {
     }
 }
 
+/// A folder for a while: removed when dropped.
+#[derive(Debug)]
+pub(super) struct Copy {
+    path: PathBuf,
+}
+
+impl Copy {
+    fn new() -> io::Result<Copy> {
+        let name = |n| format!("pointsman-audit-{}-{n}", std::process::id());
+        for n in 0..u32::MAX {
+            let path = std::env::temp_dir().join(name(n));
+            match private_folder(&path) {
+                Ok(()) => return Ok(Copy { path }),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::other("every name for a copy is taken"))
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        // Best effort: it is in a place for files that nobody needs.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            fs::create_dir(&to)?;
+            copy_folder(&entry.path(), &to)?;
+        } else if kind.is_file() && entry.file_name() != "lock" {
+            // Its bytes alone: what may not be written there may be here.
+            io::copy(&mut File::open(entry.path())?, &mut File::create_new(&to)?)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn private_folder(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().mode(0o700).create(path)
+}
+
+#[cfg(not(unix))]
+fn private_folder(path: &Path) -> io::Result<()> {
+    fs::create_dir(path)
+}
+
 fn read_marks<'a>(lines: &mut impl Iterator<Item = &'a str>) -> Option<Mark> {
     let mut number = |prefix: &str| lines.next()?.strip_prefix(prefix)?.parse().ok();
     Some(Mark { tip: number("tip ")?, revision: number("revision ")? })
@@ -161,6 +298,12 @@ fn read_marks<'a>(lines: &mut impl Iterator<Item = &'a str>) -> Option<Mark> {
 /// The `STORE` file. Its last line is a checksum of the others.
 fn render(Mark { tip, revision }: Mark) -> String {
     let text = format!("{TITLE}\nformat {FORMAT}\ntip {tip}\nrevision {revision}\n");
+    format!("{text}check {:08x}\n", crc32fast::hash(text.as_bytes()))
+}
+
+/// The `.numbers` file, with a checksum.
+fn numbers(used: Seq) -> String {
+    let text = format!("{NUMBERS} {used}\n");
     format!("{text}check {:08x}\n", crc32fast::hash(text.as_bytes()))
 }
 
