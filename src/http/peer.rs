@@ -1,6 +1,6 @@
 //! Who is at the other end: the peer's address, or what a trusted proxy says of its client.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use axum::http::HeaderMap;
 
@@ -28,6 +28,14 @@ pub(super) fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> 
         }
     }
     client
+}
+
+/// What counts as one address: of IPv6 the /64 network, which is what one site has.
+pub(super) fn site(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        v4 => v4,
+    }
 }
 
 /// An address, perhaps with a port or in brackets.
