@@ -13,6 +13,7 @@ use crate::flow::router::Router;
 use crate::wire::request::Shape;
 
 use super::feed::{self, Seats};
+use super::lobby::Lobby;
 use super::metrics::Metrics;
 use super::request_id::X_REQUEST_ID;
 use super::{auth, inference, overview, reply, request_id, usage};
@@ -24,6 +25,8 @@ pub struct App {
     pub(super) metrics: Arc<Metrics>,
     /// Who follows the event log.
     pub(super) seats: Arc<Seats>,
+    /// Who is connected.
+    pub(super) lobby: Arc<Lobby>,
     /// True once the server stops: streams that would never end by themselves end then. Connections and such
     /// streams hold a receiver, so the server knows when the last of them has ended.
     stopping: Arc<watch::Sender<bool>>,
@@ -44,8 +47,9 @@ impl App {
     /// The app over a running router.
     pub fn new(router: Arc<Router>) -> App {
         let seats = Arc::new(Seats::new());
-        let metrics = Arc::new(Metrics::new(Arc::clone(&router), Arc::clone(&seats)));
-        App { router, metrics, seats, stopping: Arc::new(watch::Sender::new(false)) }
+        let lobby = Arc::new(Lobby::new());
+        let metrics = Arc::new(Metrics::new(Arc::clone(&router), Arc::clone(&seats), Arc::clone(&lobby)));
+        App { router, metrics, seats, lobby, stopping: Arc::new(watch::Sender::new(false)) }
     }
 
     /// Ends the streams that would never end by themselves.
