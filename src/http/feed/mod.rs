@@ -29,7 +29,7 @@ use self::pump::{Parts, Pump};
 use self::query::{BadQuery, Query};
 use super::app::App;
 use super::peer::{self, Peer};
-use super::reply;
+use super::{auth, reply};
 
 /// The routes whose handlers need to know their peer.
 pub(super) const ROUTES: [&str; 2] = ["/api/events", "/subscribe"];
@@ -54,6 +54,14 @@ pub(super) async fn events(State(app): State<App>, request: Request) -> Response
 }
 
 pub(super) async fn socket(State(app): State<App>, mut request: Request) -> Response {
+    if let Some(origin) = auth::stranger(request.headers(), &app.router.fleet().config.allowed_origins) {
+        app.metrics.refused("origin");
+        let message = format!(
+            "a web page of {origin} may not read this router's events: add its origin to `allowed_origins` in the \
+             configuration to let it"
+        );
+        return error(StatusCode::FORBIDDEN, &message, &[]);
+    }
     let upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection> = request.extract_parts().await;
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
@@ -75,19 +83,27 @@ pub(super) async fn socket(State(app): State<App>, mut request: Request) -> Resp
 async fn subscribe(app: &App, uri: &Uri, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Pump, Response> {
     let router = &app.router;
     let Query { begin, resumes, wish } = Query::parse(uri, headers)
+        .inspect_err(|_| app.metrics.refused("bad"))
         .map_err(|bad: BadQuery| error(StatusCode::BAD_REQUEST, &bad.to_string(), &[]))?;
     let fleet = router.fleet();
     let config = &fleet.config;
     let clock = Arc::clone(&router.ports().clock);
     let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
     let client = peer::client(peer, headers, &config.trusted_proxies);
-    let seat = app.seats.take(client, config, clock.now()).map_err(|full| no_seat(&full))?;
+    let seat = app.seats.take(client, config, clock.now()).map_err(|full| {
+        app.metrics.refused(full.name());
+        no_seat(&full)
+    })?;
     let floor = router.log().bounds().floor;
     if resumes && begin == Begin::After(0) && floor > 1 {
         // As a number to come again with, 0 is the place before event 1 and not all that is kept.
+        app.metrics.refused("gone");
         return Err(refused(&FollowError::Gone { floor }));
     }
-    let reader = router.follow(begin, wish.filter.clone()).await.map_err(|why| refused(&why))?;
+    let reader = router.follow(begin, wish.filter.clone()).await.map_err(|why| {
+        app.metrics.refused(reason(&why));
+        refused(&why)
+    })?;
     Ok(Pump::new(Parts {
         reader,
         wish,
@@ -101,9 +117,21 @@ async fn subscribe(app: &App, uri: &Uri, headers: &HeaderMap, peer: Option<&Peer
     }))
 }
 
+/// The reason's name in the metrics.
+fn reason(why: &FollowError) -> &'static str {
+    match why {
+        FollowError::Off => "off",
+        FollowError::Gone { .. } => "gone",
+        FollowError::Future { .. } => "future",
+        FollowError::Store(_) => "failed",
+    }
+}
+
 fn refused(why: &FollowError) -> Response {
     let (status, extra) = match why {
-        FollowError::Off | FollowError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, None),
+        // Unlike the other two that are answered so, this does not pass: a client sees it by this member.
+        FollowError::Off => (StatusCode::SERVICE_UNAVAILABLE, Some(("event_log", Value::from("off")))),
+        FollowError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, None),
         FollowError::Gone { floor } => (StatusCode::GONE, Some(("floor", Value::from(*floor)))),
         FollowError::Future { tip, .. } => (StatusCode::BAD_REQUEST, Some(("tip", Value::from(*tip)))),
     };
