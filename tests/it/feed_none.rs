@@ -63,16 +63,19 @@ async fn numbers_go_on_behind_kill_9_and_a_start_and_the_floor_follows_the_ring(
             assert_eq!(before, None, "{event} was given in another life");
         }
         if life % 2 == 1 {
+            // A reader that does not read meanwhile falls out of so small a ring, and is told so.
+            drop(sse);
             requests(&router, 200).await;
             let newest = tip(&router).await;
             let (floor, tip) = bounds(&router).await;
             assert_eq!((floor, tip), (newest + 1 - RING, newest), "the floor follows the ring");
-            let rest = sse.events_to(newest).await;
-            rest.iter().for_each(|event| assert_eq!(lives.insert(seq(event), life), None, "{event}"));
             assert_gone(&router, floor - 2, floor).await;
+            let mut kept = Vec::new();
             for query in ["after=0".to_owned(), format!("after={}", floor - 1)] {
-                assert_no_hole(&Sse::open(&router, &query).await.events_to(newest).await, floor);
+                kept = Sse::open(&router, &query).await.events_to(newest).await;
+                assert_no_hole(&kept, floor);
             }
+            kept.iter().for_each(|event| assert_eq!(lives.insert(seq(event), life), None, "{event}"));
             let (status, body) = refusal(&router, &format!("after={}", newest + 1), None).await;
             assert_eq!((status, &body["tip"]), (400, &json!(newest)), "{body}");
         }
@@ -86,7 +89,7 @@ async fn numbers_go_on_behind_kill_9_and_a_start_and_the_floor_follows_the_ring(
             router.kill_and_restart(&[])
         };
     }
-    assert!(lives.len() > 400, "{}", lives.len());
+    assert!(lives.len() > 2 * RING as usize, "{}", lives.len());
 
     router.signal("TERM");
     assert!(router.wait(Duration::from_secs(10)).success());
