@@ -106,8 +106,14 @@ pub struct Config {
     /// `per_ip_limit`: events per second delivered to all subscribers at one address (IPv6: one /64
     /// network) together; 0 is no limit. Default 5,000.
     pub per_ip_limit: u32,
+    /// `per_ip_idle`: so many connections from one address (IPv6: one /64 network) may be open without a request
+    /// under way; one more is answered 429 and closed. 0 is no limit; `trusted_proxies` have none. Default 1,000.
+    pub per_ip_idle: usize,
     /// `trusted_proxies`: addresses and networks whose `x-forwarded-for` names the client. Default none.
     pub trusted_proxies: Vec<Network>,
+    /// `allowed_origins`: web pages that may open `/subscribe` beside those of the router's own host, by their
+    /// origin as a browser says it: scheme, host, and the port unless it is the scheme's. Default none.
+    pub allowed_origins: Vec<String>,
     /// `subscriber_stall_secs`: a subscriber that takes not a byte for so long is cut off, and told so once
     /// it reads again. Default 30 s.
     pub subscriber_stall: Duration,
@@ -197,7 +203,9 @@ impl Default for Config {
             subscribers_max: 10_000,
             per_ip_connections: 1_000,
             per_ip_limit: 5_000,
+            per_ip_idle: 1_000,
             trusted_proxies: Vec::new(),
+            allowed_origins: Vec::new(),
             subscriber_stall: Duration::from_secs(30),
             subscriber_min_rate: 10,
         }

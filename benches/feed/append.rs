@@ -1,12 +1,16 @@
 //! What stalled subscribers cost everybody else: the time of requests before two routers, one of which has a
-//! thousand subscribers that never read; and in this process, the time to hand an event in and to see it.
+//! thousand subscribers that never read, in short windows that take turns. Half-way the crowd moves to the other
+//! router, so what sets the two processes apart cancels out. And in this process, the time to hand events in
+//! and until they can be read, a thousand at a time: one takes less than the clock can tell.
 
+use std::hint::black_box;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use pointsman::core::timeline::{Bounds, Limits, Look, Timeline};
 use pointsman::pretend::{Pretend, Profile};
 use pointsman::wire::event::Event;
@@ -15,18 +19,27 @@ use tokio::time::sleep;
 use crate::crowd::{Over, silent};
 use crate::load::Load;
 use crate::made;
-use crate::median::median;
+use crate::paired::Paired;
 use crate::process::{Process, yaml};
-use crate::report::{Bound, Report, quantile};
+use crate::report::{Report, quantile};
 
 const STALLED: usize = 1_000;
 const REQUESTS_PER_S: f64 = 1_000.0;
 /// Events that stand in the log before anybody comes: more than a connection holds.
 const LOGGED: u64 = 2_000;
 const TARGET_PERCENT: f64 = 5.0;
-const SETTLE: Duration = Duration::from_millis(300);
-/// Events handed in per round, in this process.
-const PUSHES: u64 = 100_000;
+/// Pairs of windows for each round, in each half.
+const PAIRS: usize = 20;
+/// A window is this part of `--secs`.
+const WINDOWS: u32 = 8;
+/// From the first request to the first that counts.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Until what a crowd did when it came or went is over.
+const CALM: Duration = Duration::from_secs(1);
+/// Events handed in between two looks at the clock.
+const BATCH: usize = 1_000;
+/// Batches in a window of this process.
+const BATCHES: usize = 100;
 /// As much as a subscriber holds; see `flow::follow`.
 const STEP: usize = 128;
 
@@ -39,84 +52,126 @@ pub(crate) async fn run(
     pointsman::adapters::upstream::install_tls();
     let backend = Pretend::start(Profile::ollama(["m"]).tokens(1), SocketAddr::from(([127, 0, 0, 1], 0)))?;
     let more = "per_ip_limit: 0\nper_ip_connections: 0\nsubscriber_stall_secs: 3600\n";
-    let mut routers = Vec::new();
-    for name in ["alone", "stalled"] {
+    let (mut routers, mut loads) = (Vec::new(), Vec::new());
+    for name in ["one", "other"] {
         let folder = folder.join(name);
         made::log(&folder, LOGGED).await?;
-        routers.push(Process::start(&folder, &yaml(&[backend.endpoint()], more))?);
+        let router = Process::start(&folder, &yaml(&[backend.endpoint()], more))?;
+        let load = Load::start(router.address, &["m".to_owned()], REQUESTS_PER_S, 16);
+        load.rest(true);
+        routers.push(router);
+        loads.push(load);
     }
-    let held = silent(routers[1].address, Over::Sse, STALLED, "after=0").await?;
-    let (mut p50, mut p99) = ([vec![], vec![]], [vec![], vec![]]);
-    // Neighbours are compared, each of them first in every other round; many short ones, because a p99 is noisy.
-    for round in 0..rounds * 4 {
-        for which in [round % 2, 1 - round % 2] {
-            let load = Load::start(routers[which].address, &["m".to_owned()], REQUESTS_PER_S, 16);
-            sleep(SETTLE).await;
-            load.took_us();
-            sleep(window / 2).await;
-            let mut took_us = load.took_us();
-            p50[which].push(quantile(&mut took_us, 0.5) / 1e3);
-            p99[which].push(quantile(&mut took_us, 0.99) / 1e3);
+    let (mut p50, mut p99) = (Paired::default(), Paired::default());
+    for (half, router) in routers.iter().enumerate() {
+        let held = silent(router.address, Over::Sse, STALLED, "after=0").await?;
+        sleep(CALM).await;
+        for pair in 0..rounds * PAIRS {
+            let mut took_us = [vec![], vec![]];
+            // Each is first in every other pair.
+            for stalled in [pair % 2, 1 - pair % 2] {
+                let which = if stalled == 1 { half } else { 1 - half };
+                took_us[stalled] = measure(&loads[which], window / WINDOWS).await?;
+            }
+            let mut push = |paired: &mut Paired, share: f64| {
+                let [without, with] = took_us.each_mut().map(|took_us| quantile(took_us, share) / 1e3);
+                paired.push(half, without, with);
+            };
+            push(&mut p50, 0.5);
+            push(&mut p99, 0.99);
         }
+        drop(held);
+        sleep(CALM).await;
     }
-    drop(held);
-    two(report, "a request's p50", "ms", p50, None);
-    two(report, "a request's p99", "ms", p99, Some(Bound::Most(TARGET_PERCENT)));
-    let (mut pushed, mut seen) = ([vec![], vec![]], [vec![], vec![]]);
-    for round in 0..rounds * 2 {
-        for which in [round % 2, 1 - round % 2] {
-            let stalled = [0, STALLED][which];
-            let (push, see) = tokio::task::spawn_blocking(move || in_process(stalled)).await?;
-            pushed[which].push(push / 1e3);
-            seen[which].push(see / 1e3);
-        }
-    }
-    two(report, "p99 of a push, in process", "us", pushed, Some(Bound::Most(TARGET_PERCENT)));
-    two(report, "p99 until it is seen, in process", "us", seen, Some(Bound::Most(TARGET_PERCENT)));
+    drop(loads);
+    rows(report, "a request's p50", "ms", &p50);
+    rows(report, "a request's p99", "ms", &p99);
+    let (push, see) = tokio::task::spawn_blocking(move || in_process(rounds * PAIRS)).await?;
+    rows(report, &format!("in process, p99 of {BATCH} pushes, each"), "us", &push);
+    rows(report, &format!("in process, p99 until {BATCH} are seen, each"), "us", &see);
     Ok(())
 }
 
-/// Rows without and with stalled subscribers, and the difference.
-fn two(report: &mut Report, what: &str, unit: &str, [alone, stalled]: [Vec<f64>; 2], target: Option<Bound>) {
-    // Round by round, so that what else the machine did hits both sides of a ratio.
-    let mut change: Vec<f64> =
-        alone.iter().zip(&stalled).map(|(alone, stalled)| (stalled / alone - 1.0) * 100.0).collect();
-    change.sort_by(f64::total_cmp);
-    if let (Some(least), Some(most), Some(_)) = (change.first(), change.last(), target) {
-        report.note(format!(
-            "append: {what} changed by {least:.0} % to {most:.0} % over {} rounds",
-            change.len()
-        ));
+/// What each answer took in one window, in microseconds.
+async fn measure(load: &Load, window: Duration) -> io::Result<Vec<u32>> {
+    load.rest(false);
+    sleep(SETTLE).await;
+    load.took_us();
+    sleep(window).await;
+    let took_us = load.took_us();
+    load.rest(true);
+    if took_us.is_empty() {
+        Err(io::Error::other("no request was answered in a window"))
+    } else {
+        Ok(took_us)
     }
-    report.row("append", &format!("{what}, nobody else"), median(alone), unit, None);
-    report.row("append", &format!("{what}, {STALLED} stalled subscribers"), median(stalled), unit, None);
-    report.row("append", &format!("{what}: change"), median(change), "%", target);
 }
 
-/// The p99 of a push and of the time until a reader has the event, in nanoseconds. A stalled subscriber has
-/// read a step of the log, holds it, and never comes again.
-fn in_process(stalled: usize) -> (f64, f64) {
+/// Rows without and with stalled subscribers, and the difference.
+fn rows(report: &mut Report, what: &str, unit: &str, paired: &Paired) {
+    let [without, with] = paired.medians();
+    report.row("append", &format!("{what}, nobody else"), without, unit, None);
+    report.row("append", &format!("{what}, {STALLED} stalled"), with, unit, None);
+    let change = paired.change();
+    report.change("append", &format!("{what}: change"), change, TARGET_PERCENT);
+    report.note(format!(
+        "append: {what}: {:.2} % (95% interval {:.2} to {:.2} %) over {} pairs of windows",
+        change.median,
+        change.least,
+        change.most,
+        paired.len()
+    ));
+}
+
+/// The p99 of batches of pushes, and of batches of events that are pushed, made durable and read; for each event,
+/// in microseconds. A stalled subscriber has read a step of the log, holds it, and never comes again.
+fn in_process(pairs: usize) -> (Paired, Paired) {
     let limits = Limits { ring: 16_384, waiting: 65_536, ring_only: false };
     let timeline = Arc::new(Timeline::<Arc<Event>>::new(Bounds { floor: 1, tip: 0 }, limits));
-    (0..STEP as u64).for_each(|seq| assert!(timeline.push(Arc::new(made::event(1, seq)))));
-    let lost = |_| unreachable!("there is room");
-    timeline.take(usize::MAX, lost).expect("they wait").durable();
-    let held: Vec<_> = (0..stalled).map(|_| timeline.read(0, STEP)).collect();
-    let (mut push_ns, mut see_ns) = (Vec::new(), Vec::new());
-    for seq in 0..PUSHES {
-        let event = Arc::new(made::event(1, seq));
-        let after = timeline.bounds().tip;
-        let moved = timeline.moved();
+    let settle =
+        || timeline.take(usize::MAX, |_| unreachable!("there is room")).expect("they wait").durable();
+    let batch: Vec<_> = (0..BATCH as u64).map(|seq| Arc::new(made::event(1, seq))).collect();
+    batch.iter().for_each(|event| assert!(timeline.push(Arc::clone(event))));
+    settle();
+    let push = |events: Vec<Arc<Event>>| {
         let begun = Instant::now();
-        timeline.push(event);
-        push_ns.push(nanos(begun));
-        timeline.take(usize::MAX, lost).expect("it waits").durable();
-        futures_util::FutureExt::now_or_never(moved).expect("it has moved");
-        assert!(matches!(timeline.read(after, STEP), Look::Events(_)));
-        see_ns.push(nanos(begun));
-    }
-    drop(held);
-    (quantile(&mut push_ns, 0.99), quantile(&mut see_ns, 0.99))
+        for event in events {
+            black_box(timeline.push(event));
+        }
+        let took = nanos(begun);
+        settle();
+        took
+    };
+    let see = |events: Vec<Arc<Event>>| {
+        let begun = Instant::now();
+        for event in events {
+            let (after, moved) = (timeline.bounds().tip, timeline.moved());
+            timeline.push(event);
+            settle();
+            moved.now_or_never().expect("it has moved");
+            assert!(matches!(black_box(timeline.read(after, STEP)), Look::Events(_)));
+        }
+        nanos(begun)
+    };
+    let p99_us = |stalled: usize, work: &dyn Fn(Vec<Arc<Event>>) -> u32| {
+        let behind = timeline.bounds().tip - STEP as u64;
+        let held: Vec<_> = (0..stalled * STALLED).map(|_| timeline.read(behind, STEP)).collect();
+        let mut took_ns: Vec<u32> = (0..BATCHES).map(|_| work(batch.clone())).collect();
+        drop(held);
+        quantile(&mut took_ns, 0.99) / BATCH as f64 / 1e3
+    };
+    let measure = |work: &dyn Fn(Vec<Arc<Event>>) -> u32| {
+        let mut paired = Paired::default();
+        for pair in 0..pairs {
+            let mut p99 = [0.0; 2];
+            for stalled in [pair % 2, 1 - pair % 2] {
+                p99[stalled] = p99_us(stalled, work);
+            }
+            paired.push(0, p99[0], p99[1]);
+        }
+        paired
+    };
+    (measure(&push), measure(&see))
 }
 
 fn nanos(begun: Instant) -> u32 {

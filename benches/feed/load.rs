@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub(crate) struct Load {
 struct Tally {
     answered: AtomicU64,
     failed: AtomicU64,
+    /// Nothing is asked for the time being; connections stay.
+    rests: AtomicBool,
     /// What each answer took since the last look, in microseconds.
     took_us: Mutex<Vec<u32>>,
 }
@@ -50,6 +52,9 @@ impl Load {
                         let _ = stream.set_nodelay(true);
                         loop {
                             ticks.tick().await;
+                            if tally.rests.load(Relaxed) {
+                                continue;
+                            }
                             turn += connections + 1;
                             let request = &requests[turn % requests.len()];
                             let begun = Instant::now();
@@ -65,6 +70,12 @@ impl Load {
             });
         }
         Load { _tasks: tasks, tally }
+    }
+
+    /// Asks nothing until told otherwise; what is under way is answered.
+    #[allow(dead_code, reason = "shared with the tests")]
+    pub(crate) fn rest(&self, rests: bool) {
+        self.tally.rests.store(rests, Relaxed);
     }
 
     /// Requests answered so far.

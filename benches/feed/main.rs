@@ -16,11 +16,13 @@ mod append;
 mod crash;
 mod crowd;
 mod frames;
+mod hour;
 mod idle;
 mod load;
 mod made;
 #[path = "../proxy/median.rs"]
 mod median;
+mod paired;
 #[path = "../proxy/proc.rs"]
 #[allow(dead_code, reason = "shared with the other bench")]
 mod proc;
@@ -45,19 +47,31 @@ What subscribers to events cost, against the targets.
 
 cargo bench --bench feed -- [OPTIONS] [PARTS]
 
-  --secs S        length of a measured window in seconds; `crash` runs ten times as long
-  --rounds N      windows for each condition, interleaved
+  --secs S        length of a measured window in seconds; `crash` runs ten times as long. `append` has windows
+                  of an eighth of it, and `hour` so much traffic in each of its 60 minutes (all of it unless said)
+  --rounds N      windows for each condition, interleaved; `append` has 40 pairs of windows for each
   --seed N        of the subscribers of `crash`; without it, another every time
   --record FILE   put what is printed into this document, between its marker lines
 
-Parts, all unless some are named: frames, append, replay, idle, refused, crash.
+Parts, all unless some are named: frames, append, replay, idle, refused, hour, crash.
+
+`append` compares p99s with and without stalled subscribers in pairs of neighbouring windows and judges by the
+whole 95% interval of the median ratio: `not resolved` says that it lies on both sides of the target, and asks
+for more rounds.
+
+`hour` replays 360,000 requests, 100 for each second of an hour, as fast as the machine takes them (minutes, not
+an hour), before 200 subscribers of whom a quarter is slow and a quarter leaves and comes back. The log keeps
+100,000 events, which the ninth simulated minute reaches. Memory is flat if the median of the last half is at
+most 5% above that of the second quarter. With --secs it is a try that judges no growth.
 ";
 
-const PARTS: [&str; 6] = ["frames", "append", "replay", "idle", "refused", "crash"];
+const PARTS: [&str; 7] = ["frames", "append", "replay", "idle", "refused", "hour", "crash"];
 
 /// What to run.
 struct Options {
     window: Duration,
+    /// `--secs`, if it was given.
+    secs: Option<f64>,
     rounds: usize,
     seed: u64,
     record: Option<PathBuf>,
@@ -97,8 +111,14 @@ fn main() -> ExitCode {
 
 fn parse(args: &[String]) -> Result<Option<Options>, String> {
     let seed = u64::from(std::process::id());
-    let mut options =
-        Options { window: Duration::from_secs(3), rounds: 3, seed, record: None, parts: Vec::new() };
+    let mut options = Options {
+        window: Duration::from_secs(3),
+        secs: None,
+        rounds: 3,
+        seed,
+        record: None,
+        parts: Vec::new(),
+    };
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         let mut value = || rest.next().ok_or_else(|| format!("{arg} needs a value"));
@@ -110,7 +130,8 @@ fn parse(args: &[String]) -> Result<Option<Options>, String> {
             "--secs" => {
                 let text = value()?;
                 let secs = text.parse().ok().filter(|secs| (0.5..=60.0).contains(secs));
-                options.window = Duration::from_secs_f64(secs.ok_or_else(|| odd(text))?);
+                let secs: f64 = secs.ok_or_else(|| odd(text))?;
+                (options.window, options.secs) = (Duration::from_secs_f64(secs), Some(secs));
             }
             "--rounds" => {
                 let text = value()?;
@@ -147,6 +168,7 @@ fn bench(options: &Options) -> io::Result<bool> {
             "append" => runtime.block_on(append::run(&folder, window, rounds, &mut report))?,
             "replay" => runtime.block_on(replay::run(&folder, rounds, &mut report))?,
             "idle" => runtime.block_on(idle::run(&folder, &mut report))?,
+            "hour" => runtime.block_on(hour::run(&folder, options.secs, &mut report))?,
             "refused" => runtime.block_on(refused::run(&folder, &mut report))?,
             _ => is_right &= runtime.block_on(crash_part(&folder, options, &mut report))?,
         }

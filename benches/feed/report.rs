@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::paired::Change;
+
 /// Between these two lines of a document stands what the newest recorded run printed.
 const RECORD: [&str; 2] =
     ["<!-- begin: cargo bench --bench feed -->", "<!-- end: cargo bench --bench feed -->"];
@@ -51,6 +53,17 @@ impl Report {
         };
         let line = format!("{part:<8} {what:<56} {:>12} {unit:<9} {target:>11} {verdict}", short(value));
         self.say(line.trim_end());
+    }
+
+    /// A change that is met only if its whole interval is, and missed only if none of it is.
+    pub(crate) fn change(&mut self, part: &str, what: &str, change: Change, most: f64) {
+        let verdict = match change {
+            Change { most: worst, .. } if worst <= most => "met",
+            Change { least: best, .. } if best > most => "missed",
+            _ => "not resolved",
+        };
+        let (value, target) = (short(change.median), format!("<= {}", short(most)));
+        self.say(&format!("{part:<8} {what:<56} {value:>12} {:<9} {target:>11} {verdict}", "%"));
     }
 
     /// A sentence for below the table.

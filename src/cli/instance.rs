@@ -19,6 +19,8 @@ use crate::http::App;
 use crate::http::server::{self, Limits, Stopped};
 use crate::ports::{Store, StoreError};
 
+use super::open_files;
+
 /// How long the last flush may take once every answer has ended.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
 
@@ -55,6 +57,7 @@ impl Instance {
         address: SocketAddr,
         store: Arc<dyn Store>,
     ) -> Result<Instance, InstanceError> {
+        open_files::raise(&config);
         let listen = |error| InstanceError::Listen { address, error };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;

@@ -11,6 +11,7 @@ mod demo;
 mod files;
 mod instance;
 mod logs;
+mod open_files;
 mod serve;
 mod tail;
 

@@ -7,6 +7,8 @@
 use core::ops::RangeInclusive;
 use core::time::Duration;
 
+use url::Url;
+
 use super::complaint::Place;
 use super::document::{Node, Value};
 use super::endpoint::{Listed, ListedKey};
@@ -195,8 +197,14 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("per_ip_limit", "a whole number from 0 to 1000000", |draft, node| {
         set(&mut draft.config.per_ip_limit, node.whole(0..=1_000_000)? as u32)
     }),
+    Key::new("per_ip_idle", "a whole number from 0 to 1000000", |draft, node| {
+        set(&mut draft.config.per_ip_idle, node.whole(0..=1_000_000)? as usize)
+    }),
     Key::new("trusted_proxies", "a list of addresses or networks like 10.0.0.0/8", |draft, node| {
         set(&mut draft.config.trusted_proxies, node.networks()?)
+    }),
+    Key::new("allowed_origins", "a list of origins like https://example.com", |draft, node| {
+        set(&mut draft.config.allowed_origins, node.origins()?)
     }),
     Key::new("subscriber_stall_secs", SECONDS, |draft, node| {
         set(&mut draft.config.subscriber_stall, node.seconds()?)
@@ -345,6 +353,17 @@ impl Node {
     /// The same, of networks.
     fn networks(&self) -> Result<Vec<Network>, &Node> {
         self.urls()?.iter().map(|listed| Network::parse(&listed.url).ok_or(self)).collect()
+    }
+
+    /// The same, of web origins: no path, no wildcard.
+    fn origins(&self) -> Result<Vec<String>, &Node> {
+        let origin = |listed: &Listed| {
+            let url = Url::parse(&listed.url).ok().filter(|_| !listed.url.contains('*'))?;
+            let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+            (bare && matches!(url.scheme(), "http" | "https") && url.username().is_empty())
+                .then(|| url.origin().ascii_serialization())
+        };
+        self.urls()?.iter().map(|listed| origin(listed).ok_or(self)).collect()
     }
 
     fn api_keys<'n>(&'n self, draft: &mut Draft) -> Taken<'n> {

@@ -332,6 +332,29 @@ fn cases() -> Vec<Case> {
             show: |c| c.per_ip_limit.to_string(),
         },
         Case {
+            key: "per_ip_idle",
+            good: &[("0", "0"), ("5", "5")],
+            bad: BAD_COUNT,
+            show: |c| c.per_ip_idle.to_string(),
+        },
+        Case {
+            key: "allowed_origins",
+            good: &[
+                ("'http://a.example, HTTPS://B.example:443/'", "http://a.example https://b.example"),
+                ("['http://127.0.0.1:3000']", "http://127.0.0.1:3000"),
+            ],
+            bad: &[
+                "a.example",
+                "'*'",
+                "'https://*'",
+                "https://a.example/page",
+                "file:///",
+                "http://me@a",
+                "{a: b}",
+            ],
+            show: |c| c.allowed_origins.join(" "),
+        },
+        Case {
             key: "subscriber_min_rate",
             good: &[("0", "0"), ("5", "5")],
             bad: BAD_COUNT,

@@ -45,6 +45,8 @@ struct State<E> {
     waiting: VecDeque<E>,
     /// Refused since the last batch was taken, for want of room.
     lost: u64,
+    /// Refused for want of room since the beginning.
+    lost_ever: u64,
     /// Nothing more is taken in.
     closed: bool,
     /// Numbered from `tip + 1`, not confirmed by the store yet.
@@ -98,6 +100,7 @@ impl<E: Clone> Timeline<E> {
         let state = State {
             waiting: VecDeque::new(),
             lost: 0,
+            lost_ever: 0,
             closed: false,
             batch: None,
             taken: false,
@@ -119,6 +122,7 @@ impl<E: Clone> Timeline<E> {
             }
             if state.waiting.len() >= self.limits.waiting {
                 state.lost += 1;
+                state.lost_ever += 1;
                 return false;
             }
             state.waiting.push_back(event);
@@ -207,6 +211,11 @@ impl<E: Clone> Timeline<E> {
     pub fn waiting(&self) -> usize {
         let state = self.state.lock();
         state.waiting.len() + state.batch.as_ref().map_or(0, |batch| batch.len())
+    }
+
+    /// How many events found no room so far.
+    pub fn lost_ever(&self) -> u64 {
+        self.state.lock().lost_ever
     }
 
     /// Gives up what is older than `floor`: whoever still wants it is told so. To be called *before* the store
@@ -350,6 +359,7 @@ mod tests {
         );
         timeline.take(3, |_| unreachable!("one still waits before them")).expect("three").durable();
         timeline.take(3, |lost| 100 + lost).expect("the rest").durable();
+        assert_eq!(timeline.lost_ever(), 2);
         assert_eq!(events(timeline.read(0, 9)), [1, 2, 3, 4, 102]);
     }
 

@@ -164,7 +164,8 @@ pub enum FeedError<E> {
         /// What the router said.
         message: String,
     },
-    /// The request is wrong: a number of the future, a filter that is none, a server without events.
+    /// The request is wrong: a number of the future, a filter that is none, a server without events or one
+    /// that logs none (`event_log: off`).
     #[error("the router refuses to be followed ({status}): {message}")]
     Refused {
         /// The status.
@@ -319,6 +320,9 @@ impl Client {
 
     /// Gives every event to `deliver`, one after the other, until an error: `deliver`'s own, or one that
     /// trying again does not heal. To stop, drop the future.
+    ///
+    /// Each call begins where the client was made to begin, not where an earlier call ended: to go on behind
+    /// what was stored last, make a new client with [`Client::after`].
     pub async fn run<E, F, Done>(&self, mut deliver: F) -> FeedError<E>
     where
         F: FnMut(Delivery) -> Done,
@@ -427,6 +431,10 @@ impl Client {
         let refusal: Refusal = serde_json::from_slice(&body).unwrap_or_default();
         let message = refusal.message().unwrap_or_else(|| "it does not say why".to_owned());
         let status_code = status.as_u16();
+        if refusal.event_log.as_deref() == Some("off") {
+            // Its status says that this passes; the router's configuration says that it does not.
+            return Ended::Error(FeedError::Refused { status: status_code, message });
+        }
         match (status, refusal.floor) {
             (StatusCode::GONE, Some(floor)) => Ended::Error(FeedError::Gone { after, floor }),
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
@@ -487,6 +495,8 @@ struct Refusal {
     message: Option<String>,
     floor: Option<Seq>,
     retry_after_ms: Option<u64>,
+    /// "off" if there is no log and will be none.
+    event_log: Option<String>,
 }
 
 impl Refusal {

@@ -53,6 +53,8 @@ pub struct EventLog {
     timeline: Arc<Timeline<Arc<Event>>>,
     /// The latest time of all events that are durable, in Unix milliseconds. Written by the appender only.
     latest_ms: AtomicU64,
+    /// Groups that could not be made durable when it was tried.
+    failed: AtomicU64,
     /// Events that are taken to the disk, or past it, at once.
     group: usize,
     home: Home,
@@ -186,6 +188,7 @@ impl EventLog {
             mode,
             timeline,
             latest_ms: AtomicU64::new(latest_ms),
+            failed: AtomicU64::new(0),
             group,
             home,
             trimmed: AtomicU64::new(bounds.floor),
@@ -307,6 +310,16 @@ impl EventLog {
     /// Events that are not durable yet.
     pub fn waiting(&self) -> usize {
         self.timeline.waiting()
+    }
+
+    /// Events that found no room so far.
+    pub fn lost(&self) -> u64 {
+        self.timeline.lost_ever()
+    }
+
+    /// Attempts to make events durable that failed so far.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     pub(super) fn timeline(&self) -> &Timeline<Arc<Event>> {
@@ -431,7 +444,11 @@ impl Router {
     }
 
     async fn append_events(&self) -> Result<bool, StoreError> {
-        self.log.append(self.ports.store.as_ref(), self.ports.clock.wall().as_millis()).await
+        let appended = self.log.append(self.ports.store.as_ref(), self.ports.clock.wall().as_millis()).await;
+        if appended.is_err() {
+            self.log.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        appended
     }
 
     /// Makes everything durable that was handed in; tries for at most `patience`.

@@ -15,6 +15,7 @@ use crate::ports::BoxFuture;
 use crate::wire::request::Shape;
 
 use super::feed::{self, Packer};
+use super::lobby::Lobby;
 use super::metrics::Metrics;
 use super::request_id::X_REQUEST_ID;
 use super::{auth, inference, overview, reply, request_id, usage};
@@ -28,6 +29,8 @@ pub struct App {
     pub(super) seats: Arc<Seats>,
     /// Compresses events for those who want it so.
     pub(super) packer: Arc<Packer>,
+    /// Who is connected.
+    pub(super) lobby: Arc<Lobby>,
     /// True once the server stops: streams that would never end by themselves end then. Connections and such
     /// streams hold a receiver, so the server knows when the last of them has ended.
     stopping: Arc<watch::Sender<bool>>,
@@ -48,9 +51,10 @@ impl App {
     /// The app over a running router.
     pub fn new(router: Arc<Router>) -> App {
         let seats = Arc::new(Seats::new());
-        let metrics = Arc::new(Metrics::new(Arc::clone(&router), Arc::clone(&seats)));
+        let lobby = Arc::new(Lobby::new());
+        let metrics = Arc::new(Metrics::new(Arc::clone(&router), Arc::clone(&seats), Arc::clone(&lobby)));
         let packer = Arc::new(Packer::new());
-        App { router, metrics, seats, packer, stopping: Arc::new(watch::Sender::new(false)) }
+        App { router, metrics, seats, packer, lobby, stopping: Arc::new(watch::Sender::new(false)) }
     }
 
     /// Ends the streams that would never end by themselves.

@@ -7,10 +7,11 @@
 use std::borrow::Cow;
 
 use axum::extract::Request;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::Response;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use url::{Origin, Url};
 
 use crate::config::Secret;
 use crate::flow::infer::ClientKey;
@@ -52,6 +53,22 @@ fn given(request: &Request) -> Option<Cow<'_, str>> {
     bearer(request).map(Cow::Borrowed).or_else(|| query_key(request.uri().query()?).map(Cow::Owned))
 }
 
+/// The web page that asks, if it is none of this host's and is not `allowed` (origins as `Config` has them). A
+/// browser lets any page open a WebSocket and read it, to a router on the user's own machine too, but says
+/// from which origin it comes; other programs say nothing.
+pub(super) fn stranger<'h>(headers: &'h HeaderMap, allowed: &[String]) -> Option<&'h str> {
+    let said = headers.get(header::ORIGIN)?.to_str().unwrap_or_default();
+    let Some(from) = Url::parse(said).ok().map(|url| (url.origin(), url)) else { return Some(said) };
+    let (origin @ Origin::Tuple(..), url) = from else { return Some(said) };
+    if allowed.contains(&origin.ascii_serialization()) {
+        return None;
+    }
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    // The page's scheme is not ours where TLS ends before us; it tells which port goes without saying.
+    let here = Url::parse(&format!("{}://{host}/", url.scheme()));
+    here.map_or(true, |here| here.origin() != origin).then_some(said)
+}
+
 fn is_open(method: &Method, path: &str) -> bool {
     method == Method::OPTIONS
         || matches!(path, "/" | "/favicon.ico" | "/static")
@@ -67,4 +84,43 @@ fn bearer(request: &Request) -> Option<&str> {
 fn query_key(query: &str) -> Option<String> {
     let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query).ok()?;
     pairs.into_iter().find_map(|(name, value)| (name == "api_key").then_some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_another_host_is_a_stranger_unless_it_is_allowed() {
+        let allowed = ["https://dash.example".to_owned()];
+        for (origin, host, expected) in [
+            (None, "router:12434", None),
+            (Some("http://router:12434"), "router:12434", None),
+            (Some("http://ROUTER:12434"), "Router:12434", None),
+            (Some("http://router"), "router", None),
+            (Some("http://router"), "router:80", None),
+            (Some("https://router"), "router", None),
+            (Some("http://[::1]:12434"), "[::1]:12434", None),
+            (Some("https://dash.example"), "router:12434", None),
+            (Some("http://dash.example"), "router:12434", Some("http://dash.example")),
+            (Some("https://dash.example:8443"), "router:12434", Some("https://dash.example:8443")),
+            (Some("http://evil.example"), "127.0.0.1:12434", Some("http://evil.example")),
+            (Some("http://127.0.0.1:3000"), "127.0.0.1:12434", Some("http://127.0.0.1:3000")),
+            (
+                Some("http://router.evil.example:12434"),
+                "router:12434",
+                Some("http://router.evil.example:12434"),
+            ),
+            (Some("null"), "router", Some("null")),
+            (Some("file://"), "", Some("file://")),
+            (Some(""), "router", Some("")),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().unwrap());
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, origin.parse().unwrap());
+            }
+            assert_eq!(stranger(&headers, &allowed), expected, "{origin:?} at {host}");
+        }
+    }
 }

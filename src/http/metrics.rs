@@ -21,6 +21,8 @@ use crate::flow::router::Router;
 use crate::flow::seats::Seats;
 use crate::ports::Clock;
 
+use super::lobby::Lobby;
+
 /// Bounds of the histograms in seconds: from a cached embedding to a long answer.
 const SECONDS: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
 
@@ -30,17 +32,23 @@ struct Ended {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: &'static str,
+}
+
 /// Everything `/metrics` shows.
 pub(super) struct Metrics {
     registry: Registry,
     requests: Family<Ended, Counter>,
     duration: Histogram,
     first_byte: Histogram,
+    refused: Family<Why, Counter>,
     clock: Arc<dyn Clock>,
 }
 
 impl Metrics {
-    pub(super) fn new(router: Arc<Router>, seats: Arc<Seats>) -> Metrics {
+    pub(super) fn new(router: Arc<Router>, seats: Arc<Seats>, lobby: Arc<Lobby>) -> Metrics {
         let mut registry = Registry::with_prefix("pointsman");
         let requests = Family::default();
         let (duration, first_byte) = (Histogram::new(SECONDS), Histogram::new(SECONDS));
@@ -57,9 +65,12 @@ impl Metrics {
             Unit::Seconds,
             first_byte.clone(),
         );
+        let refused = Family::default();
+        let help = "Subscribers refused, by reason: full, address, origin, bad, gone, future, off, failed";
+        registry.register("subscribers_refused", help, refused.clone());
         let clock = Arc::clone(&router.ports().clock);
-        registry.register_collector(Box::new(State { router, seats }));
-        Metrics { registry, requests, duration, first_byte, clock }
+        registry.register_collector(Box::new(State { router, seats, lobby }));
+        Metrics { registry, requests, duration, first_byte, refused, clock }
     }
 
     /// A request begins; how it ends is counted once, whatever happens to it.
@@ -71,6 +82,11 @@ impl Metrics {
     fn ended(&self, route: &'static str, outcome: &'static str, took: Duration) {
         self.requests.get_or_create(&Ended { route, outcome }).inc();
         self.duration.observe(took.as_secs_f64());
+    }
+
+    /// Somebody wanted to subscribe and may not.
+    pub(super) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Why { reason }).inc();
     }
 
     /// The OpenMetrics text.
@@ -120,6 +136,7 @@ impl Drop for Running {
 struct State {
     router: Arc<Router>,
     seats: Arc<Seats>,
+    lobby: Arc<Lobby>,
 }
 
 impl fmt::Debug for State {
@@ -211,9 +228,21 @@ impl Collector for State {
             ("subscribers_cut_off", help, MetricType::Counter),
             cut_off.into_iter().map(by_reason),
         )?;
+        let held = [(vec![], ConstCounter::new(self.seats.held().as_secs_f64()))];
+        let help = "Seconds that subscribers waited for their addresses' rates, all together";
+        write(encoder, ("subscribers_held_seconds", help, MetricType::Counter), held)?;
+        let refused = [(vec![], counter(self.lobby.refused()))];
+        let help = "Connections refused to addresses with too many idle ones";
+        write(encoder, ("connections_refused", help, MetricType::Counter), refused)?;
         let (log, number) = (self.router.log(), |count: u64| gauge(i64::try_from(count).unwrap_or(i64::MAX)));
         let waiting = [(vec![], gauge(log.waiting() as i64))];
         write(encoder, ("events_waiting", "Events that are not durable yet", MetricType::Gauge), waiting)?;
+        let lost = [(vec![], counter(log.lost()))];
+        let help = "Events that were not logged, because too many waited to be durable";
+        write(encoder, ("events_lost", help, MetricType::Counter), lost)?;
+        let failed = [(vec![], counter(log.failed()))];
+        let help = "Attempts to make events durable that failed; they are tried again";
+        write(encoder, ("events_append_failed", help, MetricType::Counter), failed)?;
         let bounds = log.bounds();
         let floor = [(vec![], number(bounds.floor))];
         write(encoder, ("log_floor", "The oldest event that is kept", MetricType::Gauge), floor)?;

@@ -11,6 +11,7 @@ mod auth;
 mod body;
 mod feed;
 mod inference;
+mod lobby;
 mod metrics;
 mod overview;
 mod peer;

@@ -2,15 +2,21 @@
 
 use std::io;
 use std::pin::pin;
+use std::time::Instant;
 
 use core::future::Future;
 use core::pin::Pin;
+use core::task::{Context, Poll};
 use core::time::Duration;
 
-use hyper::Request;
+use axum::body::{Body as Content, Bytes};
+use futures_util::FutureExt;
+use futures_util::future::{Join, Map, Ready, join, ready};
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::{self, UpgradeableConnection};
 use hyper::service::Service;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::{SockRef, TcpKeepalive};
@@ -19,12 +25,21 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 
+use crate::core::sync::Arc;
+
 use super::app::App;
 use super::feed;
+use super::lobby::{Busy, Visitor};
 use super::peer::{Cut, Peer};
 
 /// Pause after the system refused a connection for want of file descriptors or memory.
 const BREATHER: Duration = Duration::from_millis(100);
+
+/// How often the log says that connections cannot be accepted.
+const COMPLAINTS: Duration = Duration::from_secs(10);
+
+/// What an address is told that has too many connections already; see `lobby`.
+const REFUSAL: &str = r#"{"error":"too many connections from this address have no request under way; `per_ip_idle` in the configuration of the router sets how many there may be"}"#;
 
 /// After how long a silent connection is probed, so that a client whose machine vanished is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -68,19 +83,33 @@ pub async fn serve<Hurry: Future<Output = ()>>(
     http.timer(TokioTimer::new()).max_buf_size(BUFFER);
     let mut tasks = JoinSet::new();
     let mut stop = pin!(stop);
+    let mut complained: Option<Instant> = None;
+    let refusal = format!(
+        "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 5\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{REFUSAL}",
+        REFUSAL.len()
+    );
     let hurry = loop {
         let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => (stream, peer.ip()),
                 Err(error) => {
                     if !is_of_one_connection(&error) {
-                        tracing::warn!(%error, "cannot accept connections at the moment");
+                        if complained.is_none_or(|at| at.elapsed() >= COMPLAINTS) {
+                            complained = Some(Instant::now());
+                            tracing::warn!(%error, "cannot accept connections at the moment");
+                        }
                         tokio::time::sleep(BREATHER).await;
                     }
                     continue;
                 }
             },
             hurry = &mut stop => break hurry,
+        };
+        let Some(visitor) = app.lobby.enter(peer, &app.router.fleet().config) else {
+            // It fits into any buffer; a client that is gone already needs no answer.
+            let _ = SockRef::from(&stream).send(refusal.as_bytes());
+            continue;
         };
         if let Err(error) = tune(&stream) {
             tracing::debug!(%error, "connection closed while it was set up");
@@ -91,7 +120,8 @@ pub async fn serve<Hurry: Future<Output = ()>>(
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(stall_timeout));
         let cut = Cut::default();
-        let service = Known { service: service.clone(), peer: Peer { address: peer, cut: cut.clone() } };
+        let peer = Peer { address: peer, cut: cut.clone() };
+        let service = Known { service: service.clone(), peer, visitor };
         let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service).with_upgrades();
         let stopping = app.stopping();
         while tasks.try_join_next().is_some() {}
@@ -133,19 +163,54 @@ async fn attend(connection: Connection, mut stopping: watch::Receiver<bool>) -> 
 struct Known {
     service: TowerToHyperService<axum::Router>,
     peer: Peer,
+    visitor: Arc<Visitor>,
 }
 
 impl Service<Request<Incoming>> for Known {
-    type Response = <TowerToHyperService<axum::Router> as Service<Request<Incoming>>>::Response;
-    type Error = <TowerToHyperService<axum::Router> as Service<Request<Incoming>>>::Error;
-    type Future = <TowerToHyperService<axum::Router> as Service<Request<Incoming>>>::Future;
+    type Response = Response<Answer>;
+    type Error = Failed;
+    type Future = Answering;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         // An extension costs memory, so only who needs it has it.
         if feed::ROUTES.contains(&request.uri().path()) {
             request.extensions_mut().insert(self.peer.clone());
         }
-        self.service.call(request)
+        let busy = ready(self.visitor.begin());
+        join(self.service.call(request), busy)
+            .map(|(answer, busy)| Ok(answer?.map(|content| Answer { content, _busy: busy })))
+    }
+}
+
+/// An answer to come, and the word that its connection is busy.
+type Answering = Map<Join<Asked, Ready<Busy>>, fn((Outcome, Busy)) -> Result<Response<Answer>, Failed>>;
+type Asked = <TowerToHyperService<axum::Router> as Service<Request<Incoming>>>::Future;
+type Outcome = Result<Response<Content>, Failed>;
+type Failed = <TowerToHyperService<axum::Router> as Service<Request<Incoming>>>::Error;
+
+/// An answer's body. The connection is idle again once it has gone out.
+struct Answer {
+    content: Content,
+    _busy: Busy,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.content).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.content.size_hint()
     }
 }
 

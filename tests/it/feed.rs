@@ -31,24 +31,24 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One server-sent event.
 #[derive(Clone, Debug, PartialEq)]
-struct Frame {
-    event: String,
-    id: Option<u64>,
-    data: Value,
+pub struct Frame {
+    pub event: String,
+    pub id: Option<u64>,
+    pub data: Value,
 }
 
 /// A reader of server-sent events.
-struct Sse {
+pub struct Sse {
     bytes: Pin<Box<dyn Stream<Item = Vec<u8>> + Send>>,
     text: String,
 }
 
 impl Sse {
-    async fn open(router: &Router, query: &str) -> Sse {
+    pub async fn open(router: &Router, query: &str) -> Sse {
         Sse::resume(router, query, None).await
     }
 
-    async fn resume(router: &Router, query: &str, last: Option<u64>) -> Sse {
+    pub async fn resume(router: &Router, query: &str, last: Option<u64>) -> Sse {
         let mut request = router.http.get(router.url(&format!("/api/events?{query}")));
         if let Some(last) = last {
             request = request.header("last-event-id", last);
@@ -60,7 +60,7 @@ impl Sse {
     }
 
     /// A stream that breaks off is not one that ends.
-    fn of(response: reqwest::Response) -> Sse {
+    pub fn of(response: reqwest::Response) -> Sse {
         Sse::over(response.bytes_stream().map(|chunk| chunk.unwrap().to_vec()))
     }
 
@@ -69,7 +69,7 @@ impl Sse {
     }
 
     /// Over a connection that holds little; what stands before the body is read at once.
-    async fn narrow(address: &str, query: &str) -> Sse {
+    pub async fn narrow(address: &str, query: &str) -> Sse {
         let mut socket = narrow(address).await;
         let request = format!("GET /api/events?{query} HTTP/1.0\r\nhost: x\r\n\r\n");
         socket.write_all(request.as_bytes()).await.unwrap();
@@ -87,7 +87,7 @@ impl Sse {
     }
 
     /// The next event; `None` at the end.
-    async fn next(&mut self) -> Option<Frame> {
+    pub async fn next(&mut self) -> Option<Frame> {
         tokio::time::timeout(PATIENCE, self.frame()).await.expect("the feed went silent")
     }
 
@@ -111,7 +111,7 @@ impl Sse {
     }
 
     /// The next frame that is an event of the log.
-    async fn event(&mut self) -> Value {
+    pub async fn event(&mut self) -> Value {
         loop {
             let frame = self.next().await.expect("the feed ended");
             if frame.event.is_empty() {
@@ -123,7 +123,7 @@ impl Sse {
     }
 
     /// Events up to this number.
-    async fn events_to(&mut self, last: u64) -> Vec<Value> {
+    pub async fn events_to(&mut self, last: u64) -> Vec<Value> {
         let mut events = Vec::new();
         while events.last().is_none_or(|event| seq(event) < last) {
             events.push(self.event().await);
@@ -132,7 +132,7 @@ impl Sse {
     }
 
     /// All that is left.
-    async fn rest(&mut self) -> Vec<Frame> {
+    pub async fn rest(&mut self) -> Vec<Frame> {
         let mut frames = Vec::new();
         while let Some(frame) = self.next().await {
             frames.push(frame);
@@ -142,26 +142,26 @@ impl Sse {
 }
 
 /// A connection that takes little before it is read: small segments keep the sender's buffer small too.
-async fn narrow(address: &str) -> TcpStream {
+pub async fn narrow(address: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket2::SockRef::from(&socket).set_tcp_mss(536).unwrap();
     socket.connect(address.trim_start_matches("http://").parse().unwrap()).await.unwrap()
 }
 
-type Ws = WebSocketStream<TcpStream>;
+pub type Ws = WebSocketStream<TcpStream>;
 
-async fn ws(router: &Router, query: &str) -> Ws {
+pub async fn ws(router: &Router, query: &str) -> Ws {
     let socket = TcpStream::connect(router.url("").trim_start_matches("http://")).await.unwrap();
     ws_over(socket, query).await.unwrap()
 }
 
-async fn ws_over(socket: TcpStream, query: &str) -> Result<Ws, WsError> {
+pub async fn ws_over(socket: TcpStream, query: &str) -> Result<Ws, WsError> {
     Ok(client_async(format!("ws://x/subscribe?{query}"), socket).await?.0)
 }
 
 /// The next text message, or the close code.
-async fn heard(ws: &mut Ws) -> Result<Value, Option<u16>> {
+pub async fn heard(ws: &mut Ws) -> Result<Value, Option<u16>> {
     loop {
         let message = tokio::time::timeout(PATIENCE, ws.next()).await.expect("the socket went silent");
         match message {
@@ -173,12 +173,12 @@ async fn heard(ws: &mut Ws) -> Result<Value, Option<u16>> {
     }
 }
 
-fn seq(event: &Value) -> u64 {
+pub fn seq(event: &Value) -> u64 {
     event["seq"].as_u64().unwrap_or_else(|| panic!("an event: {event}"))
 }
 
 /// Every event of the log from `first` on, each naming the one before.
-fn assert_no_hole(events: &[Value], first: u64) {
+pub fn assert_no_hole(events: &[Value], first: u64) {
     for (index, event) in events.iter().enumerate() {
         let expected = first + index as u64;
         let prev = if index == 0 { Value::Null } else { json!(expected - 1) };
@@ -186,16 +186,16 @@ fn assert_no_hole(events: &[Value], first: u64) {
     }
 }
 
-fn backend() -> Pretend {
+pub fn backend() -> Pretend {
     pretend(Profile::ollama(["m"]).tokens(1))
 }
 
-fn router(backend: &Pretend, more: &str) -> Router {
+pub fn router(backend: &Pretend, more: &str) -> Router {
     Router::before(&[backend.endpoint()], &format!("max_concurrent_connections: 64\n{more}"))
 }
 
 /// So many requests for this model, a few at a time; two events each.
-async fn ask(http: &reqwest::Client, url: &str, model: &str, count: usize) {
+pub async fn ask(http: &reqwest::Client, url: &str, model: &str, count: usize) {
     let body = json!({ "model": model, "messages": [], "stream": false }).to_string();
     let id = "r".repeat(120);
     let each = stream::iter(0..count).for_each_concurrent(16, |_| async {
@@ -207,17 +207,17 @@ async fn ask(http: &reqwest::Client, url: &str, model: &str, count: usize) {
     each.await;
 }
 
-async fn requests(router: &Router, count: usize) {
+pub async fn requests(router: &Router, count: usize) {
     ask(&router.http, &router.url(""), "m", count).await;
 }
 
 /// Requests whose events are long, so that few of them fill a connection.
-async fn long_requests(router: &Router, count: usize) {
+pub async fn long_requests(router: &Router, count: usize) {
     ask(&router.http, &router.url(""), &"n".repeat(250), count).await;
 }
 
 /// The tip, once nothing has been added for a moment.
-async fn tip(router: &Router) -> u64 {
+pub async fn tip(router: &Router) -> u64 {
     let mut last = None;
     loop {
         let tip = router.get("/api/events/bounds").await["tip"].as_u64().unwrap();
@@ -229,12 +229,12 @@ async fn tip(router: &Router) -> u64 {
     }
 }
 
-async fn metric(router: &Router, line: &str) -> bool {
+pub async fn metric(router: &Router, line: &str) -> bool {
     let text = router.http.get(router.url("/metrics")).send().await.unwrap().text().await.unwrap();
     text.lines().any(|found| found == line)
 }
 
-async fn eventually(router: &Router, line: &str) {
+pub async fn eventually(router: &Router, line: &str) {
     let began = Instant::now();
     while !metric(router, line).await {
         assert!(began.elapsed() < PATIENCE, "/metrics never said: {line}");

@@ -303,6 +303,16 @@ async fn what_trying_again_does_not_heal_stops_the_client_at_once() {
 }
 
 #[tokio::test]
+async fn a_router_that_logs_nothing_is_asked_once() {
+    let backend = crate::pretend(pointsman::pretend::Profile::ollama(["m"]));
+    let router = crate::router::Router::before(&[backend.endpoint()], "event_log: off\n");
+    let client = Client::new(&router.url("")).unwrap().on_cut(|cut| panic!("tried again: {cut:?}"));
+    let (given, stopped) = follow(client, usize::MAX).await;
+    assert!(matches!(stopped, FeedError::Refused { status: 503, .. }), "{stopped}");
+    assert!(given.is_empty() && stopped.to_string().contains("`event_log`"), "{stopped}");
+}
+
+#[tokio::test]
 async fn silence_is_a_cut_and_a_heartbeat_is_not() {
     let beats = (0..20).map(|_| ": beat\n\n".to_owned());
     let alive = Script {

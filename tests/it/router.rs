@@ -28,10 +28,21 @@ impl Router {
         Router::start(&yaml(endpoints, more))
     }
 
+    /// The same, after these commands of a shell, like `ulimit`.
+    pub fn after(commands: &str, yaml: &str) -> Router {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{commands}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_pointsman")]);
+        Router::start_with(shell, tempfile::tempdir().unwrap(), yaml, &[])
+    }
+
     fn start_in(folder: TempDir, yaml: &str, more: &[&str]) -> Router {
+        Router::start_with(Command::new(env!("CARGO_BIN_EXE_pointsman")), folder, yaml, more)
+    }
+
+    fn start_with(mut command: Command, folder: TempDir, yaml: &str, more: &[&str]) -> Router {
         std::fs::write(folder.path().join("config.yaml"), yaml).unwrap();
         let log = std::fs::File::options().create(true).append(true).open(folder.path().join("log")).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pointsman"))
+        let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(more)
             .current_dir(folder.path())

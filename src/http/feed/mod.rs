@@ -33,7 +33,7 @@ pub(super) use self::pack::Packer;
 use self::query::{BadQuery, Encoding, Query};
 use super::app::App;
 use super::peer::{self, Peer};
-use super::reply;
+use super::{auth, reply};
 
 /// The routes whose handlers need to know their peer.
 pub(super) const ROUTES: [&str; 2] = ["/api/events", "/subscribe"];
@@ -74,6 +74,14 @@ pub(super) async fn events(State(app): State<App>, parts: Parts) -> Response {
 }
 
 pub(super) async fn socket(State(app): State<App>, mut request: Request) -> Response {
+    if let Some(origin) = auth::stranger(request.headers(), &app.router.fleet().config.allowed_origins) {
+        app.metrics.refused("origin");
+        let message = format!(
+            "a web page of {origin} may not read this router's events: add its origin to `allowed_origins` in the \
+             configuration to let it"
+        );
+        return error(StatusCode::FORBIDDEN, &message, &[]);
+    }
     let upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection> = request.extract_parts().await;
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
@@ -100,14 +108,21 @@ pub(super) async fn socket(State(app): State<App>, mut request: Request) -> Resp
 async fn subscribe(app: &App, parts: &Parts) -> Result<(Pump, Encoding), Response> {
     let (router, headers) = (&app.router, &parts.headers);
     let Query { begin, encoding, wish } = Query::parse(&parts.uri, headers)
+        .inspect_err(|_| app.metrics.refused("bad"))
         .map_err(|bad: BadQuery| error(StatusCode::BAD_REQUEST, &bad.to_string(), &[]))?;
     let fleet = router.fleet();
     let config = &fleet.config;
     let clock = Arc::clone(&router.ports().clock);
     let peer = parts.extensions.get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer: &Peer| peer.address);
     let client = peer::client(peer, headers, &config.trusted_proxies);
-    let seat = app.seats.take(client, config, clock.now()).map_err(|full| no_seat(&full))?;
-    let reader = router.follow(begin, wish.filter.clone()).await.map_err(|why| refused(&why))?;
+    let seat = app.seats.take(client, config, clock.now()).map_err(|full| {
+        app.metrics.refused(full.name());
+        no_seat(&full)
+    })?;
+    let reader = router.follow(begin, wish.filter.clone()).await.map_err(|why| {
+        app.metrics.refused(reason(&why));
+        refused(&why)
+    })?;
     let pump = Pump::new(pump::Parts {
         reader,
         wish,
@@ -121,9 +136,21 @@ async fn subscribe(app: &App, parts: &Parts) -> Result<(Pump, Encoding), Respons
     Ok((pump, encoding))
 }
 
+/// The reason's name in the metrics.
+fn reason(why: &FollowError) -> &'static str {
+    match why {
+        FollowError::Off => "off",
+        FollowError::Gone { .. } => "gone",
+        FollowError::Future { .. } => "future",
+        FollowError::Store(_) => "failed",
+    }
+}
+
 fn refused(why: &FollowError) -> Response {
     let (status, extra) = match why {
-        FollowError::Off | FollowError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, None),
+        // Unlike the other two that are answered so, this does not pass: a client sees it by this member.
+        FollowError::Off => (StatusCode::SERVICE_UNAVAILABLE, Some(("event_log", Value::from("off")))),
+        FollowError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, None),
         FollowError::Gone { floor } => (StatusCode::GONE, Some(("floor", Value::from(*floor)))),
         FollowError::Future { tip, .. } => (StatusCode::BAD_REQUEST, Some(("tip", Value::from(*tip)))),
     };
