@@ -20,24 +20,20 @@ use pointsman::flow::router::Router;
 use pointsman::wire::request::Ask;
 
 use crate::executor::Domain;
+use crate::faults::Fault;
 use crate::net::CLIENT;
 use crate::oracle;
 use crate::plan::{Call, RequestPlan};
 use crate::sometimes::Point;
 use crate::trace::Actor;
-use crate::world::{Client, Ending, Status, World};
+use crate::world::{Client, Ending, State, Status, World};
 
-/// Lets a client come. Returns its number.
+/// Lets a client come. Returns its number. Its request arrives once its instance can be reached.
 pub(crate) fn arrive(world: &Arc<World>, asked: Arc<RequestPlan>) -> usize {
     let now = world.now();
     let mut state = world.state.lock();
     let client = state.clients.len();
-    let of = &state.instances[asked.instance];
-    let (life, up) = (of.life, of.status == Status::Up);
-    let router = of.router.clone();
-    if up && state.instances.iter().filter(|of| of.status == Status::Up).count() > 1 {
-        state.reached(Point::TwoInstances);
-    }
+    let cut_off = now < state.instances[asked.instance].clients_cut_off_until;
     state.clients.push(Client {
         asked: Arc::clone(&asked),
         instance: asked.instance,
@@ -58,16 +54,35 @@ pub(crate) fn arrive(world: &Arc<World>, asked: Arc<RequestPlan>) -> usize {
     );
     state.trace.remark(now, Actor::Client(client), || format!("is {asked:?}"));
     drop(state);
-    let (true, Some(router)) = (up, router) else {
-        oracle::ended(world, client, Ending::NotServed);
-        return client;
-    };
-    let serving = Serving { world: Arc::clone(world), client, instance: asked.instance, life };
-    let domain = Domain::Instance { index: asked.instance, life };
-    let task = world.handle.spawn(domain, serve(serving, router, asked));
-    let instance = world.state.lock().clients[client].instance;
-    world.state.lock().instances[instance].serving.insert(task, client);
+    if cut_off {
+        let later = Arc::clone(world);
+        world.handle.spawn(Domain::World, async move {
+            later.reachable(asked.instance).await;
+            enter(&later, client, asked);
+        });
+    } else {
+        enter(world, client, asked);
+    }
     client
+}
+
+/// The client's request has come to its instance.
+fn enter(world: &Arc<World>, client: usize, asked: Arc<RequestPlan>) {
+    let mut state = world.state.lock();
+    let of = &state.instances[asked.instance];
+    let (life, up) = (of.life, of.status == Status::Up);
+    let router = of.router.clone();
+    if up && state.instances.iter().filter(|of| of.status == Status::Up).count() > 1 {
+        state.reached(Point::TwoInstances);
+    }
+    drop(state);
+    let (true, Some(router)) = (up, router) else {
+        return oracle::ended(world, client, Ending::NotServed);
+    };
+    let instance = asked.instance;
+    let serving = Serving { world: Arc::clone(world), client, instance, life };
+    let task = world.handle.spawn(Domain::Instance { index: instance, life }, serve(serving, router, asked));
+    world.state.lock().instances[instance].serving.insert(task, client);
 }
 
 /// Ends with the future that serves the client, however that ends.
@@ -102,9 +117,13 @@ async fn serve(serving: Serving, router: Arc<Router>, asked: Arc<RequestPlan>) {
         None => exchange(&world, client, &router, &asked).await,
         Some(after) => {
             let exchange = exchange(&world, client, &router, &asked);
-            let patience = world.handle.sleep(Duration::from_micros(after));
+            // Behind a partition its instance does not hear that it left.
+            let patience = async {
+                world.handle.sleep(Duration::from_micros(after)).await;
+                world.reachable(asked.instance).await;
+            };
             // The exchange is dropped with the pin at the end of this block, before the ending is told.
-            match select(pin!(exchange), patience).await {
+            match select(pin!(exchange), pin!(patience)).await {
                 Either::Left((ending, _)) => ending,
                 Either::Right(((), _)) => Ending::Left,
             }
@@ -121,15 +140,28 @@ fn left(world: &World, client: usize) {
     let mut state = world.state.lock();
     let of = &state.clients[client];
     let counted = of.calls.iter().any(|call| state.calls[*call].counted.is_some());
-    let listing = state.instances[of.instance].listings.iter().any(|listing| listing.ended.is_none());
-    let (status, calls) = (of.status, of.calls.len());
+    let (status, waits) = (of.status, waits_for_a_listing(&state, client));
     state.reached(if status.is_some() { Point::LeftMidStream } else { Point::LeftBeforeHead });
-    if status.is_none() && calls == 0 && listing {
+    if waits {
         state.reached(Point::WaiterLeftDuringFetch);
     }
     if counted {
         state.reached(Point::TokensOfACancelled);
     }
+}
+
+/// Whether all that the client can be waiting for is a listing under way: nobody is known to have the model,
+/// so it cannot be in a queue.
+fn waits_for_a_listing(state: &State, client: usize) -> bool {
+    let of = &state.clients[client];
+    let instance = &state.instances[of.instance];
+    let had =
+        |held: &Option<Vec<bool>>| held.as_ref().is_some_and(|held| held.get(of.asked.model) == Some(&true));
+    of.asked.call.inference().is_some()
+        && of.status.is_none()
+        && of.calls.is_empty()
+        && instance.listings.iter().any(|listing| listing.ended.is_none())
+        && !instance.listings.iter().any(|listing| listing.ended.is_some() && had(&listing.held))
 }
 
 async fn exchange(world: &Arc<World>, client: usize, router: &Router, asked: &RequestPlan) -> Ending {
@@ -204,12 +236,24 @@ async fn read(world: &Arc<World>, client: usize, asked: &RequestPlan, answer: An
     world.note(Actor::Client(client), "has the head: {a}", u64::from(status.as_u16()), 0);
     let at_end = Arc::clone(world);
     body.on_end(Box::new(move |outcome| tell(&at_end, client, outcome)));
-    let mut chunks = 0;
+    let (mut chunks, mut rested) = (0, false);
     loop {
+        // What a client cannot take waits for it; that it has left is not heard either.
+        world.reachable(asked.instance).await;
         if asked.leaves_after_chunks == Some(chunks) {
             return Ending::Left;
         }
-        match poll_fn(|cx| Pin::new(&mut body).poll_next(cx)).await {
+        let mut at_once = rested;
+        let next = poll_fn(|cx| {
+            let polled = Pin::new(&mut body).poll_next(cx);
+            at_once &= polled.is_ready();
+            polled
+        });
+        let next = next.await;
+        if at_once {
+            world.reached(Point::SlowReader);
+        }
+        match next {
             None => {
                 return if status.is_success() || body_is_refusal(status.as_u16()) {
                     Ending::Answered
@@ -225,8 +269,9 @@ async fn read(world: &Arc<World>, client: usize, asked: &RequestPlan, answer: An
             }
         }
         chunks += 1;
-        if asked.rests_us > 0 {
-            world.reached(Point::SlowReader);
+        rested = asked.rests_us > 0;
+        if rested {
+            world.struck(Actor::Client(client), Fault::SlowClient);
             world.handle.sleep(Duration::from_micros(asked.rests_us)).await;
         }
     }

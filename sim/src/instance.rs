@@ -18,15 +18,17 @@ use pointsman::ports::StoreError;
 
 use crate::disk::Disk;
 use crate::executor::{Domain, Executor};
+use crate::faults::Fault;
 use crate::net::SimUpstream;
 use crate::oracle;
 use crate::plan::Plan;
 use crate::ports::{SimClock, SimEntropy, SimSpawn};
+use crate::script::Dice;
 use crate::shared::Shared;
 use crate::sometimes::Point;
 use crate::store::SimStore;
 use crate::trace::Actor;
-use crate::world::{BreakerWatch, Command, Instance, Rows, Status, World};
+use crate::world::{BreakerWatch, Command, CutOff, Instance, Rows, State, Status, World};
 
 /// How long the last flush may take, as in production.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
@@ -40,8 +42,13 @@ impl Instance {
             router: None,
             origin: 0,
             wall_offset_ms: plan.instances[index].wall_offset_ms,
-            cut_off_until: vec![0; plan.endpoints.len()],
+            drift_ppm: plan.instances[index].drift_ppm,
+            cut_off: vec![CutOff::default(); plan.endpoints.len()],
+            clients_cut_off_until: 0,
             disk: Disk::default(),
+            crashes_at: None,
+            unsure: BTreeSet::new(),
+            trims: 0,
             disk_full_until: 0,
             settings: plan.settings.clone(),
             endpoints: plan.instances[index].endpoints.clone(),
@@ -284,12 +291,33 @@ pub(crate) fn end(world: &World, executor: &mut Executor, index: usize, stopped:
         }
         None => {
             state.trace.note(now, Actor::Instance(index), "crashes in life {a}", life, 0);
-            if state.instances[index].disk.is_dirty() {
+            if state.instances[index].disk.unsynced() > 0 {
                 state.reached(Point::CrashDuringWrite);
             }
-            let mut chance = world.seed.stream_of("crash", &[index as u64, life]);
-            state.instances[index].disk.crash(&mut chance);
+            crash(&mut state, world, now, index);
             oracle::after_crash(&mut state, &world.plan, now, index, before);
         }
+    }
+}
+
+/// What a crash does to the disk. The end of a process alone takes nothing that was written; the end of a
+/// machine takes what was not synced, or leaves the first of it.
+fn crash(state: &mut State, world: &World, now: u64, index: usize) {
+    let switches = (!state.calm).then_some(&world.plan.faults);
+    let key = [index as u64, u64::from(state.instances[index].life), 0, 4];
+    let dice = Dice { seed: world.seed, key, switches };
+    let disk = &mut state.instances[index].disk;
+    let unsynced = disk.unsynced();
+    let (kept, fault) = if dice.strikes(Fault::LostWrites) {
+        (0, Some(Fault::LostWrites))
+    } else if unsynced > 1 && dice.strikes(Fault::TornWrite) {
+        (dice.stream("torn at").within(1, unsynced as u64 - 1) as usize, Some(Fault::TornWrite))
+    } else {
+        (unsynced, None)
+    };
+    disk.crash(kept);
+    state.instances[index].unsure.clear();
+    if let Some(fault) = fault.filter(|_| unsynced > 0) {
+        state.struck(now, Actor::Store(index), fault);
     }
 }

@@ -1,8 +1,12 @@
 //! The `Upstream` port: calls from an instance to an endpoint, with the faults between them.
 //!
 //! A call is open from the moment it is sent until the router has its end, its refusal or its failure,
-//! or drops it; so in a right router the open calls are exactly the slots in flight. Dropping closes
-//! at once, as a closed connection does.
+//! or drops it; so in a right router the open calls are exactly the slots in flight. Dropping closes it
+//! for the router at once. The endpoint hears of it as soon as the way there is clear, or never, and works on
+//! until then: a ghost, which may keep others waiting.
+//!
+//! A call goes over a new connection, which has to be made first, or over one that is there, whose other end
+//! may be gone without anybody knowing.
 
 use core::future::Future;
 use core::pin::Pin;
@@ -16,12 +20,13 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use pointsman::ports::{BoxFuture, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
 
 use crate::executor::Sleep;
+use crate::faults::Fault;
 use crate::oracle;
 use crate::plan;
-use crate::script::{self, Dice, Finish, NoHead, Script};
+use crate::script::{self, Acts, Dice, Finish, NoHead, Script};
 use crate::sometimes::Point;
 use crate::trace::Actor;
-use crate::world::{Call, CallKind, Listing, World};
+use crate::world::{Call, CallKind, CutOff, Listing, World};
 
 /// Carries the number of the client's request through the router.
 pub(crate) const CLIENT: &str = "x-client";
@@ -48,26 +53,42 @@ async fn send(
     life: u32,
     request: UpstreamRequest,
 ) -> Result<UpstreamResponse, UpstreamError> {
-    let (open, script) = open(&world, instance, life, &request);
+    let (mut open, mut script) = open(&world, instance, life, &request);
     let endpoint = open.endpoint;
-    let cut_off_until = world.state.lock().instances[instance].cut_off_until[endpoint];
-    if world.now() < cut_off_until {
+    if !open.connected && open.cannot_connect() {
         world.handle.sleep_until(world.now() + CONNECT_TIMEOUT_NS).await;
         return Err(open.failed(UpstreamError::Connect("no answer within 5 s".to_owned())));
     }
     world.handle.sleep_until(world.now() + script.connect_ns).await;
+    // What is sent over a connection that is there arrives when the way is clear.
+    while let Some(until) = open.blocked_until(|cut| cut.requests_until, REQUESTS) {
+        world.handle.sleep_until(until).await;
+    }
+    if let Some(back) = open.vanished_until() {
+        world.handle.sleep_until(back).await;
+        return Err(open.failed(UpstreamError::Broken("reset".to_owned())));
+    }
     let down = world.now() < world.state.lock().endpoints[endpoint].down_until;
     if down || script.no_head == Some(NoHead::Refused) {
+        open.acts(&mut script, |acts| acts == Acts::Connect);
+        if down {
+            open.struck(Fault::EndpointDown);
+        }
         return Err(open.failed(UpstreamError::Connect("refused".to_owned())));
     }
-    world.handle.sleep_until(world.now() + script.head_ns).await;
+    open.arrived(&script);
+    world.handle.sleep_until(open.answers_at.unwrap_or(0).max(world.now() + script.head_ns)).await;
+    open.acts(&mut script, |acts| acts == Acts::Head);
     match script.no_head {
         Some(NoHead::Stall) => core::future::pending().await,
         Some(NoHead::Cut) => return Err(open.failed(UpstreamError::Broken("reset".to_owned()))),
         Some(NoHead::Refused) | None => {}
     }
-    while let Some(until) = open.blocked_until() {
+    while let Some(until) = open.blocked_until(|cut| cut.answers_until, ANSWERS) {
         world.handle.sleep_until(until).await;
+    }
+    if open.is_half_open() {
+        core::future::pending().await
     }
     if open.lost() {
         return Err(open.failed(UpstreamError::Broken("reset".to_owned())));
@@ -92,7 +113,7 @@ fn open(world: &Arc<World>, instance: usize, life: u32, request: &UpstreamReques
     let models = state.endpoints[endpoint].models.clone();
     let switches = (!state.calm).then_some(&world.plan.faults);
     let inference = client.filter(|_| path != "/api/show");
-    let mut dice = Dice { seed: world.seed, key: [0; 4], switches, struck: Vec::new() };
+    let mut dice = Dice { seed: world.seed, key: [0; 4], switches };
     let (kind, script) = match inference {
         Some(client) => {
             let asked = Arc::clone(&state.clients[client].asked);
@@ -114,7 +135,7 @@ fn open(world: &Arc<World>, instance: usize, life: u32, request: &UpstreamReques
             } else {
                 state.reached(Point::GoneSinceListed);
             }
-            (CallKind::Inference(model), script::inference(&question, &mut dice))
+            (CallKind::Inference(model), script::inference(&question, &dice))
         }
         None => {
             let made = state.listings_made.entry((instance, endpoint)).or_default();
@@ -125,20 +146,24 @@ fn open(world: &Arc<World>, instance: usize, life: u32, request: &UpstreamReques
                 None => CallKind::Listing(state.instances[instance].listings.len()),
             };
             let good = script::listing_body(plan, &models, path);
-            (kind, script::listing(plan, id, good, &mut dice))
+            (kind, script::listing(plan, id, good, &dice))
         }
     };
-    for fault in core::mem::take(&mut dice.struck) {
-        state.struck(now, Actor::Endpoint(endpoint), fault);
-    }
-    let visible = match (&script.usage_event, inference) {
-        (Some(event), Some(client)) if !state.clients[client].asked.wants_usage => {
-            let mut visible = script.bytes[..event.start.min(script.bytes.len())].to_vec();
-            visible.extend_from_slice(&script.bytes[event.end.min(script.bytes.len())..]);
+    let asked_for = inference.is_none_or(|client| state.clients[client].asked.wants_usage);
+    let visible = match &script.hidden[..] {
+        hidden if asked_for || hidden.is_empty() => script.bytes.clone(),
+        hidden => {
+            let (mut visible, mut at, len) = (Vec::new(), 0, script.bytes.len());
+            for event in hidden {
+                visible.extend_from_slice(&script.bytes[at.min(len)..event.start.min(len)]);
+                at = event.end;
+            }
+            visible.extend_from_slice(&script.bytes[at.min(len)..]);
             Bytes::from(visible)
         }
-        _ => script.bytes.clone(),
     };
+    let connected = dice.stream("connected").chance(500);
+    let cancel_lost = inference.is_some() && dice.strikes(Fault::CancelLost);
     state.calls.push(Call {
         instance,
         life,
@@ -150,6 +175,7 @@ fn open(world: &Arc<World>, instance: usize, life: u32, request: &UpstreamReques
         status: None,
         visible,
         whole: script.finish == Finish::Whole,
+        ended_whole: false,
         taken: 0,
         taken_at: now,
         counted: None,
@@ -183,7 +209,11 @@ fn open(world: &Arc<World>, instance: usize, life: u32, request: &UpstreamReques
         state.instances[instance].listings.push(Listing { endpoint, path, began: now, ended: None, held });
     }
     oracle::call_opened(&mut state, &world.plan, now, id);
-    (Open { world: Arc::clone(world), id, instance, endpoint }, script)
+    let world = Arc::clone(world);
+    (
+        Open { world, id, instance, endpoint, connected, cancel_lost, answers_at: None, works_until: None },
+        script,
+    )
 }
 
 /// Which endpoint, and which path there.
@@ -221,24 +251,127 @@ fn contains(body: &[u8], what: &[u8]) -> bool {
     body.windows(what.len()).any(|window| window == what)
 }
 
+/// The faults behind what blocks one way only, and both.
+const REQUESTS: [Fault; 2] = [Fault::PartitionRequests, Fault::Partition];
+const ANSWERS: [Fault; 2] = [Fault::PartitionAnswers, Fault::Partition];
+
 /// A call that the endpoint works on; closed when dropped.
 struct Open {
     world: Arc<World>,
     id: usize,
     instance: usize,
     endpoint: usize,
+    /// It goes over a connection that was there before.
+    connected: bool,
+    /// The endpoint will not hear if it is dropped.
+    cancel_lost: bool,
+    /// Not before, because the endpoint is busy for somebody who is gone.
+    answers_at: Option<u64>,
+    /// When the endpoint will be done with it; `None` before it arrives.
+    works_until: Option<u64>,
 }
 
 impl Open {
-    fn blocked_until(&self) -> Option<u64> {
-        let until = self.world.state.lock().instances[self.instance].cut_off_until[self.endpoint];
-        (self.world.now() < until).then_some(until)
+    fn struck(&self, fault: Fault) {
+        let now = self.world.now();
+        self.world.state.lock().struck(now, Actor::Endpoint(self.endpoint), fault);
+    }
+
+    /// Counts the faults of the script that act now.
+    fn acts(&self, script: &mut Script, now: impl Fn(Acts) -> bool) {
+        script.acts.retain(|(fault, acts)| {
+            let acting = now(*acts);
+            if acting {
+                self.struck(*fault);
+            }
+            !acting
+        });
+    }
+
+    /// Until when one direction is blocked, if it is: by the first of these faults, or the second if both
+    /// directions are.
+    fn blocked_until(&self, way: fn(&CutOff) -> u64, faults: [Fault; 2]) -> Option<u64> {
+        let now = self.world.now();
+        let mut state = self.world.state.lock();
+        let cut = state.instances[self.instance].cut_off[self.endpoint];
+        if now >= way(&cut) {
+            return None;
+        }
+        let both = cut.requests_until == cut.answers_until;
+        state.struck(now, Actor::Endpoint(self.endpoint), faults[usize::from(both)]);
+        Some(way(&cut))
+    }
+
+    /// Neither side hears the other's first words, or the endpoint is not there to hear them.
+    fn cannot_connect(&self) -> bool {
+        self.blocked_until(|cut| cut.requests_until, REQUESTS).is_some()
+            || self.blocked_until(|cut| cut.answers_until, ANSWERS).is_some()
+            || self.vanished_until().is_some()
+    }
+
+    /// When the endpoint will be back, if it is not there.
+    fn vanished_until(&self) -> Option<u64> {
+        let until = self.world.state.lock().endpoints[self.endpoint].vanished_until;
+        if self.world.now() >= until {
+            return None;
+        }
+        self.struck(Fault::EndpointVanishes);
+        Some(until)
+    }
+
+    /// The endpoint has vanished since the call was opened, and forgotten it.
+    fn is_half_open(&self) -> bool {
+        let state = self.world.state.lock();
+        state.endpoints[self.endpoint].vanished_at.is_some_and(|at| at >= state.calls[self.id].opened)
+    }
+
+    /// The endpoint has the request.
+    fn arrived(&mut self, script: &Script) {
+        let now = self.world.now();
+        let mut state = self.world.state.lock();
+        let inference = matches!(state.calls[self.id].kind, CallKind::Inference(_));
+        let ghosts = &mut state.endpoints[self.endpoint].ghosts;
+        ghosts.retain(|until| *until > now);
+        let busy_until = ghosts.iter().min().copied().filter(|_| inference);
+        if busy_until.is_some() {
+            state.reached(Point::WaitedForAGhost);
+        }
+        let begins = busy_until.unwrap_or(now);
+        self.answers_at = busy_until;
+        self.works_until = Some(begins + script.lasts_ns());
+    }
+
+    /// The router has dropped the call: the endpoint works on until it hears of it.
+    fn haunt(&self) {
+        let now = self.world.now();
+        let mut state = self.world.state.lock();
+        let call = &state.calls[self.id];
+        let Some(done) = self.works_until.filter(|_| matches!(call.kind, CallKind::Inference(_))) else {
+            return;
+        };
+        let blocked_until = state.instances[self.instance].cut_off[self.endpoint].requests_until;
+        let hears = if self.cancel_lost { done } else { done.min(blocked_until) };
+        if !call.open || hears <= now {
+            return;
+        }
+        if self.cancel_lost {
+            state.struck(now, Actor::Endpoint(self.endpoint), Fault::CancelLost);
+        } else {
+            state.reached(Point::CancelledLate);
+        }
+        state.endpoints[self.endpoint].ghosts.push(hears);
     }
 
     /// The endpoint went down since the call was opened.
     fn lost(&self) -> bool {
-        let state = self.world.state.lock();
-        state.endpoints[self.endpoint].went_down.is_some_and(|at| at >= state.calls[self.id].opened)
+        let now = self.world.now();
+        let mut state = self.world.state.lock();
+        let opened = state.calls[self.id].opened;
+        let lost = state.endpoints[self.endpoint].went_down.is_some_and(|at| at >= opened);
+        if lost {
+            state.struck(now, Actor::Endpoint(self.endpoint), Fault::EndpointDown);
+        }
+        lost
     }
 
     fn head(&self, status: u16) {
@@ -258,13 +391,13 @@ impl Open {
         }
     }
 
-    fn took(&self, bytes: usize, whole: usize, counts: Option<script::Counts>) {
+    fn took(&self, bytes: usize, whole: usize, counts: &[script::Counts]) {
         let now = self.world.now();
         let mut state = self.world.state.lock();
         let call = &mut state.calls[self.id];
         call.taken += bytes;
         let hidden = call.taken == whole && call.visible.len() < whole;
-        if let Some(counts) = counts.filter(|counts| call.taken >= counts.known_at) {
+        if let Some(counts) = counts.iter().rev().find(|counts| call.taken >= counts.known_at) {
             call.counted = Some((counts.input, counts.output));
         }
         state.trace.note(
@@ -294,6 +427,7 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
+        self.haunt();
         self.close(oracle::Closed::Dropped);
     }
 }
@@ -324,10 +458,17 @@ impl Stream for Body {
             }
             let due = match this.script.chunks.get(this.next) {
                 Some((after, _)) => this.head_at + after,
-                None if this.script.finish == Finish::Stall => return Poll::Pending,
+                None if this.script.finish == Finish::Stall => {
+                    this.open.acts(&mut this.script, |acts| acts == Acts::End);
+                    return Poll::Pending;
+                }
                 None => now,
             };
-            let due = this.open.blocked_until().map_or(due, |until| due.max(until));
+            if this.open.is_half_open() {
+                return Poll::Pending;
+            }
+            let until = this.open.blocked_until(|cut| cut.answers_until, ANSWERS);
+            let due = until.map_or(due, |until| due.max(until));
             if now < due {
                 let alarm = this.alarm.insert(this.open.world.handle.sleep_until(due));
                 if Pin::new(alarm).poll(cx).is_pending() {
@@ -343,8 +484,9 @@ impl Stream for Body {
 
 impl Body {
     fn deliver(&mut self) -> Option<Result<Bytes, UpstreamError>> {
-        let Some((_, end)) = self.script.chunks.get(self.next) else {
+        let Some((_, end)) = self.script.chunks.get(self.next).copied() else {
             self.over = true;
+            self.open.acts(&mut self.script, |acts| acts == Acts::End);
             if self.script.finish == Finish::Cut {
                 return Some(Err(self.open.failed(UpstreamError::Broken("reset".to_owned()))));
             }
@@ -356,9 +498,11 @@ impl Body {
             return None;
         };
         let start = if self.next == 0 { 0 } else { self.script.chunks[self.next - 1].1 };
-        let chunk = self.script.bytes.slice(start..*end);
+        let chunk = self.script.bytes.slice(start..end);
         self.next += 1;
-        self.open.took(chunk.len(), self.script.bytes.len(), self.script.counts);
+        self.open.took(chunk.len(), self.script.bytes.len(), &self.script.counts);
+        let taken = end;
+        self.open.acts(&mut self.script, |acts| matches!(acts, Acts::Byte(at) if at <= taken));
         Some(Ok(chunk))
     }
 }

@@ -7,7 +7,7 @@ use crate::client;
 use crate::executor::Domain;
 use crate::faults::Fault;
 use crate::instance;
-use crate::plan::Action;
+use crate::plan::{Action, Way};
 use crate::sometimes::Point;
 use crate::trace::Actor;
 use crate::world::{Command, Status, World};
@@ -28,71 +28,110 @@ pub(crate) async fn operate(world: Arc<World>) {
     }
 }
 
+/// Does it. What strikes only those who come upon it counts there; the rest counts here, if it does anything.
 fn act(world: &Arc<World>, action: &Action) {
     let now = world.now();
     world.remark(Actor::Operator, || format!("{action:?}"));
     let mut state = world.state.lock();
     let fault = match *action {
-        Action::Reload { .. } => Fault::Reload,
-        Action::Crash { instance, down_us } => {
-            state.commands.push(Command::Crash(instance));
+        Action::Reload { instance, .. } => {
+            state.instances[instance].router.is_some().then_some(Fault::Reload)
+        }
+        Action::Crash { instance, down_us, writes } => {
+            state.instances[instance].crashes_at = Some((writes, down_us));
             drop(state);
-            start_later(world, instance, down_us);
+            crash_if_due(world, instance);
             state = world.state.lock();
-            Fault::Crash
+            None
         }
         Action::Restart { instance, down_us } => {
+            let up = state.instances[instance].status == Status::Up;
             drop(state);
             instance::stop(world, instance);
             start_later(world, instance, down_us);
             state = world.state.lock();
-            Fault::Restart
+            up.then_some(Fault::Restart)
         }
         Action::Pause { instance, for_us } => {
+            let lives = state.instances[instance].status != Status::Down;
             state.commands.push(Command::Pause(instance));
             let later = Arc::clone(world);
             world.handle.spawn(Domain::World, async move {
                 later.handle.sleep(Duration::from_micros(for_us)).await;
                 later.state.lock().commands.push(Command::Resume(instance));
             });
-            Fault::Pause
+            lives.then_some(Fault::Pause)
         }
         Action::WallStep { instance, by_ms } => {
             state.instances[instance].wall_offset_ms += by_ms;
             if by_ms < 0 {
                 state.reached(Point::WallWentBack);
             }
-            Fault::WallStep
+            Some(Fault::WallStep)
         }
-        Action::Partition { instance, endpoint, for_us } => {
-            state.instances[instance].cut_off_until[endpoint] = now + for_us * 1_000;
-            Fault::Partition
+        Action::Partition { instance, endpoint, for_us, way } => {
+            let until = now + for_us * 1_000;
+            let cut = &mut state.instances[instance].cut_off[endpoint];
+            if way != Way::Answers {
+                cut.requests_until = until;
+            }
+            if way != Way::Requests {
+                cut.answers_until = until;
+            }
+            None
+        }
+        Action::ClientPartition { instance, for_us } => {
+            state.instances[instance].clients_cut_off_until = now + for_us * 1_000;
+            None
         }
         Action::Down { endpoint, for_us } => {
             state.endpoints[endpoint].down_until = now + for_us * 1_000;
             state.endpoints[endpoint].went_down = Some(now);
-            Fault::EndpointDown
+            None
+        }
+        Action::Vanish { endpoint, for_us } => {
+            state.endpoints[endpoint].vanished_until = now + for_us * 1_000;
+            state.endpoints[endpoint].vanished_at = Some(now);
+            state.endpoints[endpoint].ghosts.clear();
+            None
         }
         Action::DiskFull { instance, for_us } => {
             state.instances[instance].disk_full_until = now + for_us * 1_000;
-            Fault::DiskFull
+            None
         }
         Action::Serve { endpoint, model, listed } => {
             let of = &mut state.endpoints[endpoint].models[model];
-            *of = (listed, listed && of.1);
-            Fault::ModelChurn
+            let before = core::mem::replace(of, (listed, listed && of.1));
+            (before != *of).then_some(Fault::ModelChurn)
         }
         Action::Load { endpoint, model, loaded } => {
             let of = &mut state.endpoints[endpoint].models[model];
-            of.1 = of.0 && loaded;
-            Fault::ModelChurn
+            let before = core::mem::replace(of, (of.0, of.0 && loaded));
+            (before != *of).then_some(Fault::ModelChurn)
         }
     };
-    state.struck(now, Actor::Operator, fault);
+    if let Some(fault) = fault {
+        state.struck(now, Actor::Operator, fault);
+    }
     drop(state);
     if let Action::Reload { instance, endpoints, limit, queue } = action {
         reload(world, *instance, endpoints, *limit, *queue);
     }
+}
+
+/// Crashes the instance if it is told to and as many writes are under way as it shall be in the midst of.
+pub(crate) fn crash_if_due(world: &Arc<World>, instance: usize) {
+    let now = world.now();
+    let mut state = world.state.lock();
+    let of = &mut state.instances[instance];
+    let unsynced = of.disk.unsynced();
+    let Some((_, down_us)) = of.crashes_at.take_if(|(writes, _)| *writes <= unsynced) else { return };
+    if of.status != Status::Down {
+        state.struck(now, Actor::Operator, Fault::Crash);
+    }
+    state.commands.push(Command::Crash(instance));
+    drop(state);
+    start_later(world, instance, down_us);
 }
 
 fn start_later(world: &Arc<World>, instance: usize, down_us: u64) {

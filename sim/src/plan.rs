@@ -88,6 +88,9 @@ impl EndpointPlan {
 pub(crate) struct InstancePlan {
     /// By how much its wall clock is off at first, in milliseconds.
     pub(crate) wall_offset_ms: i64,
+    /// What its wall clock gains in a million parts of time.
+    #[serde(default)]
+    pub(crate) drift_ppm: i64,
     /// The endpoints in its first configuration.
     pub(crate) endpoints: Vec<usize>,
 }
@@ -289,8 +292,9 @@ impl Action {
             | Action::Pause { instance, .. }
             | Action::WallStep { instance, .. }
             | Action::Partition { instance, .. }
+            | Action::ClientPartition { instance, .. }
             | Action::DiskFull { instance, .. } => Some(instance),
-            Action::Down { .. } | Action::Serve { .. } | Action::Load { .. } => None,
+            Action::Down { .. } | Action::Vanish { .. } | Action::Serve { .. } | Action::Load { .. } => None,
         }
     }
 }
@@ -308,6 +312,9 @@ pub(crate) enum Action {
     Crash {
         instance: usize,
         down_us: u64,
+        /// Not before so many writes are under way to its disk.
+        #[serde(default)]
+        writes: usize,
     },
     Restart {
         instance: usize,
@@ -325,8 +332,19 @@ pub(crate) enum Action {
         instance: usize,
         endpoint: usize,
         for_us: u64,
+        #[serde(default)]
+        way: Way,
+    },
+    ClientPartition {
+        instance: usize,
+        for_us: u64,
     },
     Down {
+        endpoint: usize,
+        for_us: u64,
+    },
+    /// As down, but nobody is told.
+    Vanish {
         endpoint: usize,
         for_us: u64,
     },
@@ -346,4 +364,14 @@ pub(crate) enum Action {
         model: usize,
         loaded: bool,
     },
+}
+
+/// In which direction nothing passes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Way {
+    #[default]
+    Both,
+    Requests,
+    Answers,
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::client;
 use crate::executor::{Domain, Executor, Step};
+use crate::faults::Fault;
 use crate::instance;
 use crate::operator;
 use crate::oracle;
@@ -17,7 +18,9 @@ use crate::shared::Shared;
 use crate::streams::Seed;
 use crate::subscriber;
 use crate::trace::{Actor, Line, Trace};
-use crate::world::{CallKind, Command, Ending, Endpoint, Instance, State, Status, Tally, Violation, World};
+use crate::world::{
+    CallKind, Command, CutOff, Ending, Endpoint, Instance, State, Status, Tally, Violation, World,
+};
 
 /// More steps than any plan needs: a world that takes more spins.
 const STEPS_MAX: u64 = 300_000;
@@ -82,6 +85,9 @@ impl Run {
             models: plan.models.clone(),
             down_until: 0,
             went_down: None,
+            vanished_until: 0,
+            vanished_at: None,
+            ghosts: Vec::new(),
             peak: 0,
             tokens: 0,
         };
@@ -110,10 +116,21 @@ impl Run {
             instance::start(&world, index);
         }
         subscriber::arrive(&world);
+        self.clocks();
         world.handle.spawn(Domain::World, operator::workload(Arc::clone(&world)));
         world.handle.spawn(Domain::World, operator::operate(Arc::clone(&world)));
         self.until(world.plan.duration_ms * 1_000_000, |_| false);
         self.heal();
+    }
+
+    /// What is wrong with a clock is wrong from the beginning.
+    fn clocks(&self) {
+        for (index, plan) in self.world.plan.instances.iter().enumerate() {
+            let wrong = [(plan.wall_offset_ms, Fault::WallSkew), (plan.drift_ppm, Fault::ClockDrift)];
+            for (_, fault) in wrong.into_iter().filter(|(by, _)| *by != 0) {
+                self.world.struck(Actor::Instance(index), fault);
+            }
+        }
     }
 
     fn is_broken(&self) -> bool {
@@ -193,10 +210,15 @@ impl Run {
             let now = world.now();
             let mut state = world.state.lock();
             state.calm = true;
-            state.endpoints.iter_mut().for_each(|endpoint| endpoint.down_until = now);
+            for endpoint in &mut state.endpoints {
+                endpoint.down_until = now;
+                endpoint.vanished_until = now;
+            }
             for of in &mut state.instances {
-                of.cut_off_until.fill(now);
+                of.cut_off.fill(CutOff::default());
+                of.clients_cut_off_until = now;
                 of.disk_full_until = now;
+                of.crashes_at = None;
             }
         }
         for index in core::mem::take(&mut self.paused) {

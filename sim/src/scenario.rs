@@ -6,7 +6,7 @@
 use crate::faults::{Fault, Switches};
 use crate::plan::{
     Action, ActionPlan, BeginPlan, Call, EndpointPlan, InstancePlan, LogSettings, Plan, RequestPlan,
-    Settings, Speaks, SubscriberPlan,
+    Settings, Speaks, SubscriberPlan, Way,
 };
 use crate::streams::{Seed, Stream};
 
@@ -27,6 +27,8 @@ pub(crate) enum Scenario {
     Reload,
     /// Nobody waits: the least used endpoint is overloaded instead, as in the seed router.
     Overload,
+    /// Anything may go wrong together with anything else.
+    Everything,
     /// What happens is logged and followed: by slow, leaving and picky subscribers, through crashes and
     /// trims.
     Feed,
@@ -34,7 +36,7 @@ pub(crate) enum Scenario {
 
 impl Scenario {
     /// All of them, with how often `mixed` takes each.
-    const ALL: [(Scenario, &'static str, u64); 8] = [
+    const ALL: [(Scenario, &'static str, u64); 9] = [
         (Scenario::Calm, "calm", 1),
         (Scenario::Network, "network", 5),
         (Scenario::Storm, "storm", 3),
@@ -43,6 +45,7 @@ impl Scenario {
         (Scenario::Reload, "reload", 3),
         (Scenario::Overload, "overload", 1),
         (Scenario::Feed, "feed", 4),
+        (Scenario::Everything, "everything", 4),
     ];
 
     /// The name on the command line.
@@ -79,41 +82,82 @@ impl Scenario {
     /// Faults it may turn on.
     fn faults(self) -> &'static [Fault] {
         use Fault::*;
-        const NETWORK: &[Fault] = &[
-            Refuse,
-            Delay,
-            CutBeforeHead,
-            CutMidStream,
-            Stall,
-            EarlyEnd,
-            ErrorLine,
-            Status500,
-            Status429,
-            Status400,
-            Garbage,
-            Fragment,
-            ListingFails,
-            ListingLate,
-            ListingGarbage,
-            Partition,
-            EndpointDown,
-            ModelChurn,
-            Pause,
-            WallStep,
-        ];
         match self {
-            Scenario::Calm => &[Fragment],
-            Scenario::Network => NETWORK,
-            Scenario::Storm => {
-                &[Delay, CutBeforeHead, CutMidStream, Stall, Status500, Status429, Fragment, Pause, Refuse]
-            }
+            Scenario::Calm => &[
+                Fragment,
+                InvalidUtf8,
+                CrLf,
+                Comments,
+                DoneTwice,
+                AfterDone,
+                OddUsage,
+                UnendedLine,
+                SlowClient,
+            ],
+            Scenario::Network => &[
+                Refuse,
+                Delay,
+                CutBeforeHead,
+                CutMidStream,
+                Stall,
+                EarlyEnd,
+                ErrorLine,
+                Status500,
+                Status429,
+                Status400,
+                Garbage,
+                Fragment,
+                BadLine,
+                InvalidUtf8,
+                CrLf,
+                Comments,
+                DoneTwice,
+                AfterDone,
+                OddUsage,
+                UnendedLine,
+                ListingFails,
+                ListingLate,
+                ListingGarbage,
+                Partition,
+                PartitionRequests,
+                PartitionAnswers,
+                ClientPartition,
+                CancelLost,
+                EndpointVanishes,
+                EndpointDown,
+                ModelChurn,
+                Pause,
+                WallStep,
+                WallSkew,
+                ClockDrift,
+                SlowClient,
+            ],
+            Scenario::Storm => &[
+                Delay,
+                CutBeforeHead,
+                CutMidStream,
+                Stall,
+                Status500,
+                Status429,
+                Fragment,
+                Pause,
+                Refuse,
+                CancelLost,
+                ClientPartition,
+                PartitionRequests,
+                SlowClient,
+            ],
             Scenario::Ages => &[
                 ListingFails,
                 ListingLate,
                 ListingGarbage,
                 ModelChurn,
                 WallStep,
+                WallSkew,
+                ClockDrift,
                 Partition,
+                PartitionAnswers,
+                EndpointVanishes,
                 EndpointDown,
                 Delay,
             ],
@@ -123,17 +167,25 @@ impl Scenario {
                 StoreSlow,
                 DiskFull,
                 Crash,
+                LostWrites,
+                TornWrite,
                 Restart,
                 WallStep,
+                WallSkew,
+                ClockDrift,
                 Pause,
                 CutMidStream,
                 Fragment,
                 ErrorLine,
+                OddUsage,
+                DoneTwice,
+                SlowClient,
             ],
             Scenario::Reload => &[
                 Fault::Reload,
                 Restart,
                 Crash,
+                LostWrites,
                 Refuse,
                 CutMidStream,
                 ListingFails,
@@ -142,22 +194,48 @@ impl Scenario {
                 Delay,
                 StoreSlow,
                 EndpointDown,
+                SlowClient,
             ],
-            Scenario::Overload => &[Delay, CutMidStream, Fragment],
+            Scenario::Overload => &[Delay, CutMidStream, Fragment, SlowClient],
             Scenario::Feed => &[
                 StoreFails,
                 StoreAmbiguous,
                 StoreSlow,
                 DiskFull,
                 Crash,
+                LostWrites,
+                TornWrite,
                 Restart,
                 WallStep,
+                WallSkew,
+                ClockDrift,
                 Pause,
                 Refuse,
                 CutMidStream,
+                Stall,
+                EarlyEnd,
+                ErrorLine,
+                Partition,
+                ClientPartition,
+                ListingFails,
+                ListingLate,
+                ListingGarbage,
+                EndpointDown,
                 ModelChurn,
+                SlowClient,
+                SlowSubscriber,
                 Fault::Reload,
             ],
+            Scenario::Everything => Fault::ALL,
+        }
+    }
+
+    /// Of a thousand worlds, in how many there is an event log.
+    fn logs_per_mille(self) -> u64 {
+        match self {
+            Scenario::Feed => 1_000,
+            Scenario::Everything => 500,
+            _ => 100,
         }
     }
 
@@ -182,10 +260,7 @@ pub(crate) fn plan(seed: Seed, scenario: Option<Scenario>) -> Plan {
     let count = if scenario == Scenario::Ages { 1 } else { chance.pick(&[1, 1, 1, 2, 3]) };
     let settings = settings(&mut seed.stream("settings"), scenario, duration_ms);
     let instances = (0..count)
-        .map(|_| InstancePlan {
-            wall_offset_ms: chance.within(0, 120_000) as i64 - 60_000,
-            endpoints: (0..endpoints.len()).collect(),
-        })
+        .map(|_| InstancePlan { wall_offset_ms: 0, drift_ppm: 0, endpoints: (0..endpoints.len()).collect() })
         .collect();
     let mut plan = Plan {
         seed: seed.0,
@@ -201,10 +276,42 @@ pub(crate) fn plan(seed: Seed, scenario: Option<Scenario>) -> Plan {
     };
     plan.requests = requests(&mut seed.stream("requests"), scenario, &plan, models);
     plan.actions = actions(seed, &plan, models);
-    if scenario == Scenario::Feed {
+    if plan.settings.log.is_some() {
         plan.subscribers = subscribers(&mut seed.stream("subscribers"), &plan);
     }
+    clocks(seed, &mut plan);
+    slow_consumers(seed, &mut plan);
     plan
+}
+
+/// How far wall clocks are off, and how fast they run.
+fn clocks(seed: Seed, plan: &mut Plan) {
+    let (skew, drift) = (Fault::WallSkew, Fault::ClockDrift);
+    for (index, instance) in plan.instances.iter_mut().enumerate() {
+        if plan.faults.is_on(skew) {
+            let chance = &mut seed.stream_of(skew.name(), &[index as u64]);
+            instance.wall_offset_ms = chance.within(0, 120_000) as i64 - 60_000;
+        }
+        if plan.faults.is_on(drift) {
+            let chance = &mut seed.stream_of(drift.name(), &[index as u64]);
+            let by = chance.pick(&[50, 500, 50_000]);
+            instance.drift_ppm = if chance.chance(500) { by } else { -by };
+        }
+    }
+}
+
+/// Who rests, and for how long.
+fn slow_consumers(seed: Seed, plan: &mut Plan) {
+    let (slow, per_mille) = (Fault::SlowClient, plan.faults.per_mille(Fault::SlowClient));
+    for request in &mut plan.requests {
+        let chance = &mut seed.stream_of(slow.name(), &[request.id]);
+        request.rests_us = if chance.chance(per_mille) { chance.within(1_000, 700_000) } else { 0 };
+    }
+    let (slow, per_mille) = (Fault::SlowSubscriber, plan.faults.per_mille(Fault::SlowSubscriber));
+    for (number, subscriber) in plan.subscribers.iter_mut().enumerate() {
+        let chance = &mut seed.stream_of(slow.name(), &[number as u64]);
+        subscriber.rests_us = if chance.chance(per_mille) { chance.within(1_000, 400_000) } else { 0 };
+    }
 }
 
 fn subscribers(chance: &mut Stream, plan: &Plan) -> Vec<SubscriberPlan> {
@@ -228,7 +335,7 @@ fn subscribers(chance: &mut Stream, plan: &Plan) -> Vec<SubscriberPlan> {
                 _ => BeginPlan::All,
             },
             kinds: kinds(chance),
-            rests_us: if chance.chance(400) { chance.within(1_000, 400_000) } else { 0 },
+            rests_us: 0,
             leaves_after: chance.chance(400).then(|| chance.within(1, 30)),
             cut_after: chance.chance(400).then(|| chance.within(1, 30)),
             changes_after: chance.chance(300).then(|| chance.within(1, 20)),
@@ -244,7 +351,12 @@ fn switches(seed: Seed, scenario: Scenario) -> Switches {
     // Some worlds have few faults, others many.
     let on_per_mille = chance.pick(&[150, 300, 500]);
     let on = scenario.faults().iter().filter(|_| chance.chance(on_per_mille)).copied().collect::<Vec<_>>();
-    Switches(on.into_iter().map(|fault| (fault, chance.pick(&[30, 100, 250, 600]))).collect())
+    let mut rate = |fault: Fault| match fault {
+        // What a crash does to the disk has few chances.
+        Fault::LostWrites | Fault::TornWrite => chance.pick(&[300, 600, 900]),
+        _ => chance.pick(&[30, 100, 250, 600]),
+    };
+    Switches(on.into_iter().map(|fault| (fault, rate(fault))).collect())
 }
 
 fn endpoints(chance: &mut Stream, scenario: Scenario, models: usize) -> Vec<EndpointPlan> {
@@ -286,10 +398,10 @@ fn settings(chance: &mut Stream, scenario: Scenario, duration_ms: u64) -> Settin
         breaker_open_ms: chance.within(1_000, 10_000),
         wedged_after_ms: chance.within(2_500, 20_000),
         drain_grace_ms: chance.within(500, 10_000),
-        log: (scenario == Scenario::Feed).then(|| LogSettings {
+        log: chance.chance(scenario.logs_per_mille()).then(|| LogSettings {
             each: chance.chance(250),
             ring: chance.pick(&[16, 16, 40, 400]),
-            max_age_ms: chance.pick(&[5_000, 20_000, 60_000, 3_600_000]),
+            max_age_ms: chance.pick(&[2_000, 5_000, 20_000, 60_000, 3_600_000]),
             none: chance.chance(200),
             switches: chance.chance(300),
             stall_ms: chance.pick(&[300, 3_000, 30_000]),
@@ -305,7 +417,6 @@ fn requests(chance: &mut Stream, scenario: Scenario, plan: &Plan, models: usize)
         _ => chance.within(30, 110),
     };
     let impatient = chance.pick(&[0, 50, 200, 500]);
-    let slow = chance.pick(&[0, 50, 300]);
     let overviews = chance.pick(&[0, 30, 150]);
     // Bursts around a few moments, or spread evenly.
     let duration_us = plan.duration_ms * 1_000;
@@ -332,7 +443,7 @@ fn requests(chance: &mut Stream, scenario: Scenario, plan: &Plan, models: usize)
                 wants_usage: chance.chance(300),
                 leaves_after_us: (leaves && !by_chunks).then(|| chance.within(1, horizon * 1_000)),
                 leaves_after_chunks: (leaves && by_chunks).then(|| chance.below(9) as u32),
-                rests_us: if chance.chance(slow) { chance.within(1_000, 700_000) } else { 0 },
+                rests_us: 0,
                 tokens: chance.pick(&[1, 3, 8, 8, 16]),
             }
         })
@@ -371,7 +482,7 @@ fn actions(seed: Seed, plan: &Plan, models: usize) -> Vec<ActionPlan> {
     let duration_us = plan.duration_ms * 1_000;
     let mut actions = Vec::new();
     for (fault, per_mille) in &plan.faults.0 {
-        let chance = &mut seed.stream_of("actions", &[*fault as u64]);
+        let chance = &mut seed.stream(&format!("{} at", fault.name()));
         // A rate of 600 in a thousand makes up to seven of a kind.
         let times = chance.within(1, 1 + per_mille / 100);
         for _ in 0..times {
@@ -390,14 +501,22 @@ fn action(chance: &mut Stream, fault: Fault, plan: &Plan, models: usize, left_us
     let model = chance.below(models as u64) as usize;
     let for_us = (chance.pick(&[100, 2_000, 20_000]) * chance.within(1, 2_000)).min(left_us);
     Some(match fault {
-        Fault::Partition => Action::Partition { instance, endpoint, for_us },
+        Fault::Partition => Action::Partition { instance, endpoint, for_us, way: Way::Both },
+        Fault::PartitionRequests => Action::Partition { instance, endpoint, for_us, way: Way::Requests },
+        Fault::PartitionAnswers => Action::Partition { instance, endpoint, for_us, way: Way::Answers },
+        Fault::ClientPartition => Action::ClientPartition { instance, for_us },
+        Fault::EndpointVanishes => Action::Vanish { endpoint, for_us },
         Fault::EndpointDown => Action::Down { endpoint, for_us },
         Fault::ModelChurn if chance.chance(500) => {
             Action::Serve { endpoint, model, listed: chance.chance(500) }
         }
         Fault::ModelChurn => Action::Load { endpoint, model, loaded: chance.chance(500) },
         Fault::DiskFull => Action::DiskFull { instance, for_us },
-        Fault::Crash => Action::Crash { instance, down_us: chance.within(1_000, 5_000_000) },
+        Fault::Crash => {
+            let in_write = plan.faults.is_on(Fault::LostWrites) || plan.faults.is_on(Fault::TornWrite);
+            let writes = if in_write { chance.pick(&[0, 1, 2, 2]) } else { 0 };
+            Action::Crash { instance, down_us: chance.within(1_000, 5_000_000), writes }
+        }
         Fault::Restart => Action::Restart { instance, down_us: chance.within(1_000, 5_000_000) },
         Fault::Pause => Action::Pause { instance, for_us },
         Fault::WallStep => {

@@ -1,6 +1,9 @@
 //! What an endpoint will answer, decided when the request arrives: every byte, when it comes, where
 //! it breaks. Keeps what the oracle needs to know of it: where the message is whole, where its token
 //! counts are known, which bytes a client may see.
+//!
+//! What is odd about a body passes like any other byte of it. Nonsense between records says nothing; a count
+//! that is no whole number up to 2^53 is not said; the newest counts win, also those behind the end.
 
 use core::ops::Range;
 
@@ -17,19 +20,18 @@ pub(crate) struct Dice<'a> {
     pub(crate) key: [u64; 4],
     /// `None` once the faults have stopped.
     pub(crate) switches: Option<&'a Switches>,
-    /// Those that struck.
-    pub(crate) struck: Vec<Fault>,
 }
 
 impl Dice<'_> {
-    /// Whether `fault` strikes this call.
-    pub(crate) fn strikes(&mut self, fault: Fault) -> bool {
+    /// Whether `fault` strikes this call. It counts once it acts.
+    pub(crate) fn strikes(&self, fault: Fault) -> bool {
         let per_mille = self.switches.map_or(0, |switches| switches.per_mille(fault));
-        let strikes = per_mille > 0 && self.stream(fault.name()).chance(per_mille);
-        if strikes {
-            self.struck.push(fault);
-        }
-        strikes
+        per_mille > 0 && self.stream(fault.name()).chance(per_mille)
+    }
+
+    /// How it goes, if it strikes.
+    fn struck(&self, fault: Fault) -> Option<Stream> {
+        self.strikes(fault).then(|| self.details(fault))
     }
 
     /// A stream of this call.
@@ -41,6 +43,19 @@ impl Dice<'_> {
     fn details(&self, fault: Fault) -> Stream {
         self.seed.stream_of(fault.name(), &[self.key[0], self.key[1], self.key[2], self.key[3], 1])
     }
+}
+
+/// When a fault that struck acts, and counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Acts {
+    /// When a connection is wanted.
+    Connect,
+    /// When the head is due.
+    Head,
+    /// Once the router has so many bytes.
+    Byte(usize),
+    /// When the body ends, in whatever manner.
+    End,
 }
 
 /// How a body ends.
@@ -89,9 +104,35 @@ pub(crate) struct Script {
     /// When, after the head, the bytes up to where have come.
     pub(crate) chunks: Vec<(u64, usize)>,
     pub(crate) finish: Finish,
-    pub(crate) counts: Option<Counts>,
-    /// A usage report that a client which did not ask for it must not see.
-    pub(crate) usage_event: Option<Range<usize>>,
+    /// In the order in which they are known; the newest counts.
+    pub(crate) counts: Vec<Counts>,
+    /// Usage reports that a client which did not ask for them must not see.
+    pub(crate) hidden: Vec<Range<usize>>,
+    /// The faults that struck it.
+    pub(crate) acts: Vec<(Fault, Acts)>,
+}
+
+impl Script {
+    fn new(connect_ns: u64, head_ns: u64) -> Script {
+        Script {
+            connect_ns,
+            head_ns,
+            no_head: None,
+            status: 200,
+            content_type: "application/json",
+            bytes: Bytes::new(),
+            chunks: Vec::new(),
+            finish: Finish::Whole,
+            counts: Vec::new(),
+            hidden: Vec::new(),
+            acts: Vec::new(),
+        }
+    }
+
+    /// When its last byte comes, counted from the arrival of the request.
+    pub(crate) fn lasts_ns(&self) -> u64 {
+        self.head_ns + self.chunks.last().map_or(0, |(at, _)| *at)
+    }
 }
 
 /// What was asked.
@@ -113,38 +154,35 @@ const MICRO: u64 = 1_000;
 const MILLI: u64 = 1_000_000;
 
 /// An answer to an inference.
-pub(crate) fn inference(question: &Question<'_>, dice: &mut Dice<'_>) -> Script {
+pub(crate) fn inference(question: &Question<'_>, dice: &Dice<'_>) -> Script {
     let endpoint = question.endpoint;
     let pace = &mut dice.stream("pace");
-    let mut script = Script {
-        connect_ns: pace.within(50, 500) * MICRO,
-        head_ns: pace.within(endpoint.first_token_ms.0 * 1_000, endpoint.first_token_ms.1 * 1_000) * MICRO,
-        no_head: None,
-        status: 200,
-        content_type: "application/json",
-        bytes: Bytes::new(),
-        chunks: Vec::new(),
-        finish: Finish::Whole,
-        counts: None,
-        usage_event: None,
-    };
+    let connect_ns = pace.within(50, 500) * MICRO;
+    let head_ns = pace.within(endpoint.first_token_ms.0 * 1_000, endpoint.first_token_ms.1 * 1_000) * MICRO;
+    let mut script = Script::new(connect_ns, head_ns);
     if !question.loaded {
         script.head_ns += endpoint.load_ms * MILLI;
     }
-    if dice.strikes(Fault::Delay) {
-        script.head_ns += dice.details(Fault::Delay).millis(1, 6_000).as_nanos() as u64;
+    if let Some(mut late) = dice.struck(Fault::Delay) {
+        script.head_ns += late.millis(1, 6_000).as_nanos() as u64;
+        script.acts.push((Fault::Delay, Acts::Head));
     }
     if dice.strikes(Fault::Refuse) {
         script.no_head = Some(NoHead::Refused);
+        script.acts.push((Fault::Refuse, Acts::Connect));
         return script;
     }
     if dice.strikes(Fault::CutBeforeHead) {
         script.no_head = Some(NoHead::Cut);
+        script.acts.push((Fault::CutBeforeHead, Acts::Head));
         return script;
     }
     let refusals = [(Fault::Status500, 500), (Fault::Status429, 429), (Fault::Status400, 400)];
-    let refusal = refusals.into_iter().find(|(fault, _)| dice.strikes(*fault)).map(|(_, status)| status);
-    if let Some(status) = refusal.or((!question.has).then_some(404)) {
+    let refusal = refusals.into_iter().find(|(fault, _)| dice.strikes(*fault));
+    if let Some((fault, _)) = refusal {
+        script.acts.push((fault, Acts::Head));
+    }
+    if let Some(status) = refusal.map(|(_, status)| status).or((!question.has).then_some(404)) {
         script.status = status;
         script.bytes = Bytes::from(format!("{{\"error\":\"c{} says {status}\"}}", question.call));
         script.chunks = vec![(0, script.bytes.len())];
@@ -153,186 +191,535 @@ pub(crate) fn inference(question: &Question<'_>, dice: &mut Dice<'_>) -> Script 
     if dice.strikes(Fault::Garbage) {
         script.bytes = Bytes::from(format!("<html>c{}</html>", question.call));
         script.chunks = vec![(0, script.bytes.len())];
+        script.acts.push((Fault::Garbage, Acts::Byte(1)));
         return script;
     }
     write(question, dice, pace, &mut script);
     script
 }
 
-/// Records of the body: where each ends.
-struct Body {
-    text: String,
-    ends: Vec<usize>,
-    /// From here on the message is whole.
-    whole_at: usize,
-    /// Chunks and breaks fall at or before here, or at the end: within are the counts of a document.
-    divisible_to: usize,
-}
-
-fn write(question: &Question<'_>, dice: &mut Dice<'_>, pace: &mut Stream, script: &mut Script) {
+fn write(question: &Question<'_>, dice: &Dice<'_>, pace: &mut Stream, script: &mut Script) {
     let streams = question.stream && !matches!(question.what, Call::OllamaEmbed | Call::OpenAiEmbedding);
     let fails = streams && dice.strikes(Fault::ErrorLine);
     let tokens = if fails { pace.below(question.tokens + 1) } else { question.tokens };
     let ollama = matches!(question.what, Call::OllamaChat | Call::OllamaGenerate | Call::OllamaEmbed);
-    let mut body = match (streams, ollama) {
-        (true, true) => ndjson(question, tokens, fails, script),
-        (true, false) => events(question, tokens, fails, script),
-        (false, _) => document(question, ollama, script),
-    };
-    let bytes = body.text.len();
+    let mut writing = Writing::new(question, dice, script, streams, fails, tokens);
+    match (streams, ollama) {
+        (true, true) => writing.ndjson(),
+        (true, false) => writing.events(),
+        (false, _) => writing.document(ollama),
+    }
+    let Body { text, mut ends, whole_at, divisible_to } = writing.body;
+    let bytes = text.len();
     let mut stop = bytes;
     if !fails {
         // A break after the whole message is no break, so it comes before.
-        let at_most = body.divisible_to.min(body.whole_at - 1) as u64;
+        let at_most = divisible_to.min(whole_at.unwrap_or(bytes) - 1) as u64;
         for (fault, finish) in [
             (Fault::CutMidStream, Finish::Cut),
             (Fault::EarlyEnd, Finish::Early),
             (Fault::Stall, Finish::Stall),
         ] {
-            if script.finish == Finish::Whole && dice.strikes(fault) {
-                script.finish = finish;
-                stop = dice.details(fault).within(1, at_most) as usize;
-                if fault == Fault::Stall && dice.details(fault).chance(300) {
-                    script.no_head = Some(NoHead::Stall);
-                }
+            if script.finish != Finish::Whole {
+                break;
             }
+            let Some(mut details) = dice.struck(fault) else { continue };
+            script.finish = finish;
+            stop = details.within(1, at_most) as usize;
+            if fault == Fault::Stall && dice.details(fault).chance(300) {
+                script.no_head = Some(NoHead::Stall);
+            }
+            let at_head = script.no_head.is_some();
+            script.acts.push((fault, if at_head { Acts::Head } else { Acts::End }));
+        }
+        if script.finish == Finish::Whole && whole_at.is_none() {
+            script.finish = Finish::Early;
         }
     }
-    if dice.strikes(Fault::Fragment) {
-        let chance = &mut dice.details(Fault::Fragment);
-        let mut ends: Vec<usize> =
-            (0..body.ends.len() + 2).map(|_| chance.within(1, body.divisible_to as u64) as usize).collect();
+    if let Some(mut chance) = dice.struck(Fault::Fragment) {
+        ends = (0..ends.len() + 2).map(|_| chance.within(1, divisible_to as u64) as usize).collect();
         ends.push(bytes);
         ends.sort_unstable();
         ends.dedup();
-        body.ends = ends;
+        script.acts.push((Fault::Fragment, Acts::Byte(1)));
     }
-    body.ends.retain(|end| *end < stop);
-    body.ends.push(stop);
+    ends.retain(|end| *end < stop);
+    ends.push(stop);
     let mut at = 0;
-    script.chunks = body
-        .ends
+    script.chunks = ends
         .iter()
         .map(|end| {
             at += pace.within(question.endpoint.gap_ms.0 * 1_000, question.endpoint.gap_ms.1 * 1_000) * MICRO;
             (at, *end)
         })
         .collect();
-    script.bytes = Bytes::from(body.text);
+    script.bytes = Bytes::from(text);
     script.bytes.truncate(stop);
 }
 
-fn counts_of(question: &Question<'_>) -> (u64, u64) {
-    (3 + question.call as u64 % 17, question.tokens)
+/// Records of the body: where each ends.
+struct Body {
+    text: Vec<u8>,
+    ends: Vec<usize>,
+    /// From here on the message is whole, if it ever is.
+    whole_at: Option<usize>,
+    /// Chunks and breaks fall at or before here, or at the end: within are the counts of a document.
+    divisible_to: usize,
 }
 
-fn ndjson(question: &Question<'_>, tokens: u64, fails: bool, script: &mut Script) -> Body {
-    script.content_type = "application/x-ndjson";
-    let (call, (input, output)) = (question.call, counts_of(question));
-    let mut body = Body { text: String::new(), ends: Vec::new(), whole_at: 0, divisible_to: 0 };
-    for token in 0..tokens {
-        let text = format!("{{\"model\":\"m\",\"response\":\"c{call} {token}\",\"done\":false}}\n");
-        body.text.push_str(&text);
-        body.ends.push(body.text.len());
-    }
-    if fails {
-        body.text.push_str(&format!("{{\"error\":\"c{call} ran out of memory\"}}\n"));
-    } else {
-        body.text.push_str(&format!(
-            "{{\"model\":\"m\",\"response\":\"c{call}\",\"done\":true,\"prompt_eval_count\":{input},\"eval_count\":{output}}}\n"
-        ));
-        body.whole_at = body.text.len() - 1;
-        script.counts = Some(Counts { known_at: body.whole_at, input, output });
-    }
-    body.ends.push(body.text.len());
-    body.divisible_to = body.text.len();
-    body
+/// A body being written, and what is odd about its manner.
+struct Writing<'a> {
+    question: &'a Question<'a>,
+    script: &'a mut Script,
+    body: Body,
+    tokens: u64,
+    fails: bool,
+    eol: &'static str,
+    comments: Option<Stream>,
+    /// The bad line comes before this token; in the last record's place if that is one too many.
+    bad: Option<(u64, Stream)>,
+    /// The record of this token is not UTF-8.
+    glyph: Option<u64>,
+    twice: bool,
+    after: Option<Stream>,
+    odd: Option<Stream>,
+    unended: Option<Stream>,
 }
 
-fn events(question: &Question<'_>, tokens: u64, fails: bool, script: &mut Script) -> Body {
-    script.content_type = "text/event-stream";
-    let (call, (input, output)) = (question.call, counts_of(question));
-    let mut body = Body { text: String::new(), ends: Vec::new(), whole_at: 0, divisible_to: 0 };
-    for token in 0..tokens {
-        body.text.push_str(&format!(
-            "data: {{\"id\":\"c{call}\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{token} \"}},\"finish_reason\":null}}]}}\n\n"
-        ));
-        body.ends.push(body.text.len());
+impl<'a> Writing<'a> {
+    fn new(
+        question: &'a Question<'a>,
+        dice: &Dice<'_>,
+        script: &'a mut Script,
+        streams: bool,
+        fails: bool,
+        tokens: u64,
+    ) -> Writing<'a> {
+        let of_streams = |fault| if streams { dice.struck(fault) } else { None };
+        // Nonsense before the first record would be no answer at all.
+        let bad = of_streams(Fault::BadLine).filter(|_| tokens > 0);
+        let bad = bad.map(|mut chance| (chance.within(1, tokens + u64::from(!fails)), chance));
+        Writing {
+            question,
+            script,
+            body: Body { text: Vec::new(), ends: Vec::new(), whole_at: None, divisible_to: 0 },
+            tokens,
+            fails,
+            eol: if dice.strikes(Fault::CrLf) { "\r\n" } else { "\n" },
+            comments: of_streams(Fault::Comments),
+            bad,
+            glyph: dice.struck(Fault::InvalidUtf8).map(|mut chance| chance.within(0, tokens)),
+            twice: streams && !fails && dice.strikes(Fault::DoneTwice),
+            after: dice.struck(Fault::AfterDone).filter(|_| !fails),
+            odd: dice.struck(Fault::OddUsage).filter(|_| !fails),
+            unended: of_streams(Fault::UnendedLine),
+        }
     }
-    if fails {
-        body.text.push_str(&format!("data: {{\"error\":{{\"message\":\"c{call} ran out of memory\"}}}}\n\n"));
-        body.ends.push(body.text.len());
-        body.divisible_to = body.text.len();
-        return body;
+
+    /// The fault acts with the byte just written.
+    fn acts(&mut self, fault: Fault) {
+        self.script.acts.push((fault, Acts::Byte(self.body.text.len())));
     }
-    body.text.push_str(&format!(
-        "data: {{\"id\":\"c{call}\",\"choices\":[{{\"index\":0,\"delta\":{{}},\"finish_reason\":\"stop\"}}]}}\n\n"
-    ));
-    body.ends.push(body.text.len());
-    // The record is known to be closed at its brace.
-    body.whole_at = body.text.len() - 2;
-    if question.asks_usage {
-        let start = body.text.len();
-        body.text.push_str(&format!(
-            "data: {{\"id\":\"c{call}\",\"choices\":[],\"usage\":{{\"prompt_tokens\":{input},\"completion_tokens\":{output}}}}}\n\n"
-        ));
-        body.ends.push(body.text.len());
-        script.usage_event = Some(start..body.text.len());
-        script.counts = Some(Counts { known_at: body.text.len() - 2, input, output });
+
+    fn push(&mut self, text: &str) {
+        self.body.text.extend_from_slice(text.as_bytes());
     }
-    body.text.push_str("data: [DONE]\n\n");
-    body.ends.push(body.text.len());
-    body.divisible_to = body.text.len();
-    body
+
+    /// A line, or the end of one.
+    fn line(&mut self, text: &str) {
+        self.push(text);
+        self.push(self.eol);
+    }
+
+    /// A place where a chunk may end.
+    fn end(&mut self) {
+        self.body.ends.push(self.body.text.len());
+    }
+
+    /// The bytes in a string that make it no UTF-8, if they belong to this token.
+    fn glyph(&mut self, token: u64) {
+        if self.glyph == Some(token) {
+            self.body.text.extend_from_slice(b"\xff\xc3");
+            self.acts(Fault::InvalidUtf8);
+        }
+    }
+
+    /// Whether the bad line comes now.
+    fn goes_bad(&mut self, token: u64) -> Option<u64> {
+        let (at, chance) = self.bad.as_mut()?;
+        (*at == token).then(|| chance.below(6))
+    }
+
+    /// The counts as they are written, and what they come to.
+    fn counts(&mut self, more: u64) -> ([String; 2], Option<(u64, u64)>) {
+        let good = (3 + self.question.call as u64 % 17 + more, self.question.tokens + more);
+        let Some(odd) = self.odd.as_mut() else {
+            return ([good.0.to_string(), good.1.to_string()], Some(good));
+        };
+        let mut count = |good: u64| match odd.below(10) {
+            0 => ("null".to_owned(), None),
+            1 => (format!("\"{good}\""), None),
+            2 => (format!("-{good}"), None),
+            3 => (format!("{good}.5"), None),
+            4 => (format!("{good}e1"), None),
+            5 => ("9007199254740993".to_owned(), None),
+            6 => ("9".repeat(40), None),
+            7 => (format!("[{good}]"), None),
+            // The largest that counts.
+            8 => ("9007199254740992".to_owned(), Some(1 << 53)),
+            _ => (good.to_string(), Some(good)),
+        };
+        let ((input, said_in), (output, said_out)) = (count(good.0), count(good.1));
+        let said =
+            (said_in.is_some() || said_out.is_some()).then(|| (said_in.unwrap_or(0), said_out.unwrap_or(0)));
+        ([input, output], said)
+    }
+
+    /// The record just closed said so many tokens.
+    fn said(&mut self, counts: Option<(u64, u64)>) {
+        let known_at = self.body.text.len();
+        if let Some((input, output)) = counts {
+            self.script.counts.push(Counts { known_at, input, output });
+        }
+        if self.odd.is_some() {
+            self.acts(Fault::OddUsage);
+        }
+    }
+
+    fn whole(&mut self) {
+        self.body.whole_at.get_or_insert(self.body.text.len());
+    }
+
+    /// The end of the whole body.
+    fn close(&mut self) {
+        if let Some(chance) = self.unended.as_mut() {
+            let (times, ended) = (chance.within(1, 2), self.body.text.len());
+            for _ in 0..times {
+                let text = &mut self.body.text;
+                let keep = text.strip_suffix(self.eol.as_bytes()).map_or(text.len(), <[u8]>::len);
+                text.truncate(keep);
+            }
+            if self.body.text.len() < ended {
+                self.acts(Fault::UnendedLine);
+            }
+        }
+        let len = self.body.text.len();
+        for (_, acts) in &mut self.script.acts {
+            if let Acts::Byte(at) = acts {
+                *at = (*at).min(len);
+            }
+        }
+        self.body.ends.retain(|end| *end < len);
+        self.end();
+        self.body.divisible_to = len;
+        if self.eol == "\r\n" {
+            self.script.acts.push((Fault::CrLf, Acts::Byte(len)));
+        }
+    }
 }
 
-fn document(question: &Question<'_>, ollama: bool, script: &mut Script) -> Body {
-    let (call, (input, output)) = (question.call, counts_of(question));
-    let mut text =
-        format!("{{\"id\":\"c{call}\",\"response\":\"{}\",", "word ".repeat(question.tokens as usize));
-    let divisible_to = text.len();
-    if ollama {
-        text.push_str(&format!("\"done\":true,\"prompt_eval_count\":{input},\"eval_count\":{output}}}"));
-    } else {
-        text.push_str(&format!("\"usage\":{{\"prompt_tokens\":{input},\"completion_tokens\":{output}}}}}"));
+/// Newline-delimited JSON.
+impl Writing<'_> {
+    fn ndjson(&mut self) {
+        self.script.content_type = "application/x-ndjson";
+        let call = self.question.call;
+        for token in 0..self.tokens {
+            if let Some(kind) = self.goes_bad(token) {
+                self.bad_line(kind);
+            }
+            self.blank_line();
+            self.push(&format!("{{\"model\":\"m\",\"response\":\"c{call} {token}"));
+            self.glyph(token);
+            self.line("\",\"done\":false}");
+            self.end();
+        }
+        self.blank_line();
+        if self.fails {
+            self.line(&format!("{{\"error\":\"c{call} ran out of memory\"}}"));
+            self.acts(Fault::ErrorLine);
+            return self.close();
+        }
+        match (self.goes_bad(self.tokens), self.goes_bad(self.tokens + 1)) {
+            (Some(kind), _) => {
+                self.bad_line(kind);
+                self.last_record(0);
+            }
+            (None, Some(kind)) => self.bad_line(kind),
+            (None, None) => self.last_record(0),
+        }
+        if self.body.whole_at.is_some() && self.twice {
+            self.last_record(4);
+            self.acts(Fault::DoneTwice);
+        }
+        if let Some(kind) = self.after.as_mut().map(|chance| chance.below(4)) {
+            match kind {
+                0 => self.line(&format!("{{\"model\":\"m\",\"response\":\"c{call} more\",\"done\":false}}")),
+                1 => self.line(&format!("c{call} more")),
+                2 => self.push(&format!("{{\"model\":\"m\",\"response\":\"c{call} mo")),
+                _ => self.line(""),
+            }
+            self.acts(Fault::AfterDone);
+        }
+        self.close();
     }
-    script.counts = Some(Counts { known_at: text.len(), input, output });
-    Body { ends: vec![text.len()], whole_at: text.len(), divisible_to, text }
+
+    fn last_record(&mut self, more: u64) {
+        let call = self.question.call;
+        let ([input, output], said) = self.counts(more);
+        self.push(&format!("{{\"model\":\"m\",\"response\":\"c{call}"));
+        if more == 0 {
+            self.glyph(self.tokens);
+        }
+        self.push(&format!("\",\"done\":true,\"prompt_eval_count\":{input},\"eval_count\":{output}}}"));
+        self.whole();
+        self.said(said);
+        self.line("");
+        self.end();
+    }
+
+    fn blank_line(&mut self) {
+        if self.comments.as_mut().is_some_and(|chance| chance.chance(300)) {
+            self.line("");
+            self.end();
+            self.acts(Fault::Comments);
+        }
+    }
+
+    fn bad_line(&mut self, kind: u64) {
+        let call = self.question.call;
+        self.line(&match kind {
+            0 => format!("{{\"model\":\"m\",\"response\":\"c{call}\",\"done\":tr"),
+            1 => "{\"done\":true,\"prompt_eval_count\":7,\"eval_count\":9999".to_owned(),
+            2 => format!("c{call} <html>"),
+            3 => "}{\"done\":true}".to_owned(),
+            4 => "\"done\":true,\"eval_count\":9999}".to_owned(),
+            _ => format!("[{{\"done\":true,\"eval_count\":9999}},\"c{call}\"]"),
+        });
+        self.end();
+        self.acts(Fault::BadLine);
+    }
+}
+
+/// Server-sent events.
+impl Writing<'_> {
+    fn events(&mut self) {
+        self.script.content_type = "text/event-stream";
+        let call = self.question.call;
+        for token in 0..self.tokens {
+            if let Some(kind) = self.goes_bad(token) {
+                self.bad_event(kind);
+            }
+            self.token_event(token);
+        }
+        if self.fails {
+            self.event(&format!("{{\"error\":{{\"message\":\"c{call} ran out of memory\"}}}}"));
+            self.acts(Fault::ErrorLine);
+            return self.close();
+        }
+        let last = self.goes_bad(self.tokens + 1);
+        if let Some(kind) = self.goes_bad(self.tokens).or(last) {
+            self.bad_event(kind);
+        }
+        if last.is_none() {
+            self.begin_event();
+            self.push(&format!(
+                "data: {{\"id\":\"c{call}\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\""
+            ));
+            self.glyph(self.tokens);
+            self.push("\"},\"finish_reason\":\"stop\"}]}");
+            // The record is known to be closed at its brace.
+            self.whole();
+            self.end_event();
+        }
+        if self.question.asks_usage {
+            self.usage_event(0);
+            if self.twice {
+                self.usage_event(4);
+            }
+        }
+        self.done_event();
+        if self.twice {
+            self.done_event();
+            self.acts(Fault::DoneTwice);
+        }
+        if let Some(kind) = self.after.as_mut().map(|chance| chance.below(5)) {
+            match kind {
+                0 => self.token_event(self.tokens + 1),
+                1 => self.line(&format!("c{call} more")),
+                2 => self.push(&format!("data: {{\"id\":\"c{call}\",\"choices\":[],\"usage\":{{\"prompt_")),
+                3 if self.question.asks_usage => self.usage_event(8),
+                _ => self.line(&format!(": c{call}")),
+            }
+            self.acts(Fault::AfterDone);
+        }
+        self.close();
+        // What is hidden may end without its blank line.
+        let len = self.body.text.len();
+        self.script.hidden.iter_mut().for_each(|hidden| hidden.end = hidden.end.min(len));
+    }
+
+    /// Where the event begins, and what stands in it before its data.
+    fn begin_event(&mut self) -> usize {
+        let start = self.body.text.len();
+        let Some(kind) = self.comments.as_mut().map(|chance| chance.below(8)) else { return start };
+        let call = self.question.call;
+        match kind {
+            0 => self.line(": keep-alive"),
+            1 => self.line("event: message"),
+            2 => {
+                self.line(&format!(": c{call}"));
+                self.line("");
+                self.end();
+            }
+            3 => self.line("id: 7"),
+            _ => return start,
+        }
+        self.acts(Fault::Comments);
+        if kind == 2 { self.body.text.len() } else { start }
+    }
+
+    fn end_event(&mut self) {
+        self.line("");
+        self.line("");
+        self.end();
+    }
+
+    fn event(&mut self, data: &str) {
+        self.begin_event();
+        self.push("data: ");
+        self.push(data);
+        self.end_event();
+    }
+
+    fn token_event(&mut self, token: u64) {
+        let call = self.question.call;
+        self.begin_event();
+        self.push(&format!(
+            "data: {{\"id\":\"c{call}\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{token} "
+        ));
+        self.glyph(token);
+        self.push("\"},\"finish_reason\":null}]}");
+        self.end_event();
+    }
+
+    fn done_event(&mut self) {
+        self.begin_event();
+        self.push("data: [DONE]");
+        self.whole();
+        self.end_event();
+    }
+
+    fn usage_event(&mut self, more: u64) {
+        let call = self.question.call;
+        let start = self.begin_event();
+        let none = self.odd.as_mut().map(|odd| odd.below(8)).filter(|kind| *kind < 4);
+        let ([input, output], said) = self.counts(more);
+        let (usage, said) = match none {
+            Some(0) => ("null".to_owned(), None),
+            Some(1) => ("\"none\"".to_owned(), None),
+            Some(2) => ("[]".to_owned(), None),
+            Some(_) => ("{}".to_owned(), None),
+            None => (format!("{{\"prompt_tokens\":{input},\"completion_tokens\":{output}}}"), said),
+        };
+        self.push(&format!("data: {{\"id\":\"c{call}\",\"choices\":[],\"usage\":{usage}}}"));
+        self.said(said);
+        self.end_event();
+        // Without an object it is no usage report, and passes like any other event.
+        if usage.starts_with('{') {
+            self.script.hidden.push(start..self.body.text.len());
+        }
+    }
+
+    fn bad_event(&mut self, kind: u64) {
+        let call = self.question.call;
+        self.push(&match kind {
+            0 => format!("data: {{\"id\":\"c{call}\",\"choices\":[{{\"finish_reason\":\"stop\""),
+            1 => {
+                "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":9999}".to_owned()
+            }
+            2 => format!("c{call} <html>"),
+            3 => "data: }{".to_owned(),
+            4 => "data: [DONE".to_owned(),
+            _ => "data: {\"choices\":[],\"usage\":{\"completion_tokens\":5}}".to_owned(),
+        });
+        if kind == 5 {
+            // What a record says is known at its brace; with more behind it, it is no usage report.
+            let known_at = self.body.text.len();
+            self.script.counts.push(Counts { known_at, input: 0, output: 5 });
+            self.push(" and more");
+        }
+        self.end_event();
+        self.acts(Fault::BadLine);
+    }
+}
+
+/// One document.
+impl Writing<'_> {
+    fn document(&mut self, ollama: bool) {
+        let (call, eol) = (self.question.call, self.eol);
+        let words = "word ".repeat(self.question.tokens as usize);
+        self.push(&format!("{{\"id\":\"c{call}\",{eol}\"response\":\"{words}"));
+        let glyph = self.glyph;
+        self.glyph(glyph.unwrap_or(0));
+        self.push(&format!("\",{eol}"));
+        self.body.divisible_to = self.body.text.len();
+        let ([input, output], said) = self.counts(0);
+        self.push(&if ollama {
+            format!("\"done\":true,\"prompt_eval_count\":{input},\"eval_count\":{output}}}")
+        } else {
+            format!("\"usage\":{{\"prompt_tokens\":{input},\"completion_tokens\":{output}}}}}")
+        });
+        self.whole();
+        self.said(said);
+        if self.after.is_some() {
+            self.push(&format!("{eol}c{call} more"));
+            self.acts(Fault::AfterDone);
+        }
+        if eol == "\r\n" {
+            self.acts(Fault::CrLf);
+        }
+        self.end();
+    }
 }
 
 /// An answer to a listing whose good body is `good`.
-pub(crate) fn listing(endpoint: &EndpointPlan, call: usize, good: String, dice: &mut Dice<'_>) -> Script {
+pub(crate) fn listing(endpoint: &EndpointPlan, call: usize, good: String, dice: &Dice<'_>) -> Script {
     let pace = &mut dice.stream("pace");
-    let mut script = Script {
-        connect_ns: pace.within(50, 500) * MICRO,
-        head_ns: pace.within(endpoint.listing_ms.0 * 1_000, endpoint.listing_ms.1 * 1_000) * MICRO,
-        no_head: None,
-        status: 200,
-        content_type: "application/json",
-        bytes: Bytes::new(),
-        chunks: Vec::new(),
-        finish: Finish::Whole,
-        counts: None,
-        usage_event: None,
-    };
+    let connect_ns = pace.within(50, 500) * MICRO;
+    let head_ns = pace.within(endpoint.listing_ms.0 * 1_000, endpoint.listing_ms.1 * 1_000) * MICRO;
+    let mut script = Script::new(connect_ns, head_ns);
     let mut body = good;
-    if dice.strikes(Fault::ListingLate) {
-        let late = &mut dice.details(Fault::ListingLate);
+    if let Some(mut late) = dice.struck(Fault::ListingLate) {
         if late.chance(400) {
             script.no_head = Some(NoHead::Stall);
         } else {
             script.head_ns += late.millis(100, 6_000).as_nanos() as u64;
         }
+        script.acts.push((Fault::ListingLate, Acts::Head));
     }
-    if dice.strikes(Fault::ListingFails) {
-        match dice.details(Fault::ListingFails).below(4) {
-            0 => script.no_head = Some(NoHead::Refused),
-            1 => script.no_head = Some(NoHead::Cut),
-            2 => script.finish = Finish::Cut,
-            _ => script.status = 500,
-        }
+    if let Some(mut how) = dice.struck(Fault::ListingFails) {
+        let acts = match how.below(4) {
+            0 => {
+                script.no_head = Some(NoHead::Refused);
+                Acts::Connect
+            }
+            1 => {
+                script.no_head = Some(NoHead::Cut);
+                Acts::Head
+            }
+            2 => {
+                script.finish = Finish::Cut;
+                Acts::End
+            }
+            _ => {
+                script.status = 500;
+                Acts::Head
+            }
+        };
+        script.acts.push((Fault::ListingFails, acts));
     } else if dice.strikes(Fault::ListingGarbage) {
         body = format!("<html>c{call}</html>");
+        script.acts.push((Fault::ListingGarbage, Acts::Byte(1)));
     }
     script.bytes = Bytes::from(body);
     if script.finish == Finish::Cut {
@@ -364,5 +751,112 @@ pub(crate) fn listing_body(endpoint: &EndpointPlan, models: &[(bool, bool)], pat
             };
             format!("{{\"object\":\"list\",\"data\":[{}]}}", join(of(|m| m.0).map(item).collect()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// What a full parser reads in a record, which may have bytes behind it that belong to no record.
+    fn record(text: &str) -> Option<Value> {
+        serde_json::Deserializer::from_str(text).into_iter().next()?.ok()
+    }
+
+    fn count(value: &Value) -> Option<u64> {
+        value.as_u64().filter(|count| *count <= 1 << 53)
+    }
+
+    fn said(record: &Value, names: [&str; 2]) -> Option<(u64, u64)> {
+        let [input, output] = names.map(|name| record.get(name).and_then(count));
+        (input.is_some() || output.is_some()).then(|| (input.unwrap_or(0), output.unwrap_or(0)))
+    }
+
+    /// A whole body read slowly: its last counts, whether its end is in it, and the usage reports.
+    fn read(script: &Script, streams: bool) -> (Option<(u64, u64)>, bool, Vec<String>) {
+        const OLLAMA: [&str; 2] = ["prompt_eval_count", "eval_count"];
+        const OPENAI: [&str; 2] = ["prompt_tokens", "completion_tokens"];
+        let text = String::from_utf8_lossy(&script.bytes).into_owned();
+        let (mut counts, mut done, mut reports) = (None, false, Vec::new());
+        if !streams {
+            let document = record(&text).expect("a document");
+            let usage = document.get("usage").and_then(|usage| said(usage, OPENAI));
+            return (usage.or(said(&document, OLLAMA)), true, reports);
+        }
+        let lines = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
+        for line in lines {
+            let sse = script.content_type == "text/event-stream";
+            let data = if sse { line.strip_prefix("data: ") } else { Some(line) };
+            done |= sse && data == Some("[DONE]");
+            let Some((data, record)) = data.and_then(|data| Some((data, record(data)?))) else { continue };
+            if !record.is_object() {
+                continue;
+            }
+            if !sse {
+                done |= record["done"] == true;
+                counts = said(&record, OLLAMA).or(counts);
+                continue;
+            }
+            done |= record["choices"][0]["finish_reason"].is_string();
+            counts = record.get("usage").and_then(|usage| said(usage, OPENAI)).or(counts);
+            let alone = serde_json::from_str::<Value>(data).is_ok();
+            if alone && record["choices"].as_array().is_some_and(Vec::is_empty) && record["usage"].is_object()
+            {
+                reports.push(data.to_owned());
+            }
+        }
+        (counts, done, reports)
+    }
+
+    #[test]
+    fn what_a_script_says_of_its_body_is_what_a_full_parser_reads_in_it() {
+        use Fault::*;
+        let manners =
+            [BadLine, InvalidUtf8, CrLf, Comments, DoneTwice, AfterDone, OddUsage, UnendedLine, ErrorLine];
+        let endpoint = EndpointPlan {
+            speaks: Speaks::OpenAi,
+            models: vec![(true, true)],
+            first_token_ms: (1, 2),
+            gap_ms: (0, 1),
+            load_ms: 0,
+            listing_ms: (1, 2),
+        };
+        let mut acted = std::collections::BTreeSet::new();
+        for seed in 0..4_000 {
+            let pick = &mut Seed(seed).stream("test");
+            let switches = Switches(manners.iter().map(|fault| (*fault, pick.pick(&[0, 300]))).collect());
+            let what =
+                pick.pick(&[Call::OllamaChat, Call::OpenAiChat, Call::OllamaEmbed, Call::OpenAiEmbedding]);
+            let streams = matches!(what, Call::OllamaChat | Call::OpenAiChat) && pick.chance(800);
+            let question = Question {
+                endpoint: &endpoint,
+                call: seed as usize,
+                what,
+                stream: streams,
+                asks_usage: pick.chance(700),
+                tokens: pick.within(1, 4),
+                has: true,
+                loaded: true,
+            };
+            let dice = Dice { seed: Seed(seed), key: [1; 4], switches: Some(&switches) };
+            let script = inference(&question, &dice);
+            let (counts, done, reports) = read(&script, streams);
+            let text = String::from_utf8_lossy(&script.bytes);
+            let last = script.counts.last().map(|counts| (counts.input, counts.output));
+            assert_eq!(last, counts, "seed {seed}: {text}");
+            let fails = script.acts.iter().any(|(fault, _)| *fault == ErrorLine);
+            assert_eq!(script.finish == Finish::Whole, done || fails, "seed {seed}: {text}");
+            let hidden = script.hidden.iter().map(|hidden| {
+                let event = String::from_utf8_lossy(&script.bytes[hidden.clone()]).into_owned();
+                let lines = event.lines().filter_map(|line| line.strip_prefix("data: "));
+                lines.collect::<String>()
+            });
+            assert_eq!(hidden.collect::<Vec<_>>(), reports, "seed {seed}: {text}");
+            acted.extend(script.acts.iter().map(|(fault, _)| fault.name()));
+            let within = |acts: &Acts| !matches!(acts, Acts::Byte(at) if *at > script.bytes.len());
+            assert!(script.acts.iter().all(|(_, acts)| within(acts)), "seed {seed}: {:?}", script.acts);
+        }
+        assert_eq!(acted.len(), manners.len(), "{acted:?}");
     }
 }

@@ -19,6 +19,7 @@ use pointsman::flow::seats::Seats;
 use pointsman::wire::filter::{Filter, Pattern};
 
 use crate::executor::Domain;
+use crate::faults::Fault;
 use crate::oracle;
 use crate::oracle::feed::Rested;
 use crate::plan::{BeginPlan, SubscriberPlan};
@@ -51,6 +52,7 @@ fn asked_at(world: &World, number: usize) -> u64 {
 /// Connects again and again.
 async fn subscribe(world: Arc<World>, number: usize) {
     loop {
+        world.reachable(world.plan.subscribers[number].instance).await;
         let (index, ended) = {
             let mut state = world.state.lock();
             let of = &mut state.subscribers[number];
@@ -86,6 +88,7 @@ impl Drop for Session {
             let of = &mut state.subscribers[self.number];
             of.connected = false;
             of.last_given = None;
+            of.replayed = None;
             of.ended.clone()
         };
         ended.notify();
@@ -182,8 +185,11 @@ async fn read(world: &World, number: usize, asked: &SubscriberPlan, mut pump: Pu
                 let handed = world.now();
                 let mut given_up = None;
                 for one in &events {
+                    // What it cannot take waits for it.
+                    world.reachable(asked.instance).await;
                     if !world.state.lock().calm && asked.rests_us > 0 {
                         world.reached(Point::SlowSubscriber);
+                        world.struck(Actor::Subscriber(number), Fault::SlowSubscriber);
                         world.handle.sleep(Duration::from_micros(asked.rests_us)).await;
                     }
                     let took = Duration::from_nanos(world.now() - handed);
@@ -245,6 +251,7 @@ impl Subscriber {
             },
             resume: None,
             expect: None,
+            replayed: None,
             last_given: None,
             told: 0,
             connected: false,

@@ -100,10 +100,22 @@ pub(crate) struct Endpoint {
     pub(crate) down_until: u64,
     /// When it last went down: calls opened before that are broken.
     pub(crate) went_down: Option<u64>,
+    pub(crate) vanished_until: u64,
+    /// When it last vanished: calls opened before that stay half open.
+    pub(crate) vanished_at: Option<u64>,
+    /// Until when it works for calls that were dropped without its knowing.
+    pub(crate) ghosts: Vec<u64>,
     /// Requests running at most, for any model.
     pub(crate) peak: u32,
     /// Tokens of the answers it saw read to where its counts are.
     pub(crate) tokens: u64,
+}
+
+/// How far an instance and an endpoint are cut off from each other: nothing passes until then.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CutOff {
+    pub(crate) requests_until: u64,
+    pub(crate) answers_until: u64,
 }
 
 /// Where an instance's life is.
@@ -126,9 +138,19 @@ pub(crate) struct Instance {
     /// Its monotonic clock's reading when the world began; another in every life.
     pub(crate) origin: u64,
     pub(crate) wall_offset_ms: i64,
-    /// By endpoint: nothing passes until then.
-    pub(crate) cut_off_until: Vec<u64>,
+    /// What its wall clock gains in a million parts of time.
+    pub(crate) drift_ppm: i64,
+    /// By endpoint.
+    pub(crate) cut_off: Vec<CutOff>,
+    /// Nothing passes between it and its clients until then.
+    pub(crate) clients_cut_off_until: u64,
     pub(crate) disk: Disk,
+    /// It crashes once so many writes are under way, and stays down for so long, in microseconds.
+    pub(crate) crashes_at: Option<(usize, u64)>,
+    /// Keys whose last write worked although it was said to have failed.
+    pub(crate) unsure: BTreeSet<String>,
+    /// Trims that took events away.
+    pub(crate) trims: u64,
     pub(crate) disk_full_until: u64,
     pub(crate) settings: Settings,
     pub(crate) endpoints: Vec<usize>,
@@ -242,6 +264,8 @@ pub(crate) struct Call {
     pub(crate) visible: Bytes,
     /// That is the whole of it, as far as the endpoint is concerned.
     pub(crate) whole: bool,
+    /// The router has had its clean end, and it was whole.
+    pub(crate) ended_whole: bool,
     /// Bytes the router has taken.
     pub(crate) taken: usize,
     /// When it took the last of them.
@@ -260,6 +284,8 @@ pub(crate) struct Subscriber {
     pub(crate) resume: Option<u64>,
     /// Everything up to here was given to it, or not wanted.
     pub(crate) expect: Option<u64>,
+    /// How many trims there had been when it was last given events that the ring did not hold.
+    pub(crate) replayed: Option<u64>,
     /// The last event it was given in this session.
     pub(crate) last_given: Option<u64>,
     /// The last number it was told in this session, or where the session began.
@@ -323,10 +349,32 @@ impl World {
         self.state.lock().reached(point);
     }
 
+    /// A fault acts.
+    pub(crate) fn struck(&self, actor: Actor, fault: Fault) {
+        let now = self.now();
+        self.state.lock().struck(now, actor, fault);
+    }
+
     /// A promise is broken; the first one counts.
     pub(crate) fn break_promise(&self, promise: &str, why: String) {
         let now = self.now();
         self.state.lock().break_promise(now, promise, why);
+    }
+
+    /// Completes once an instance's clients can reach it.
+    pub(crate) async fn reachable(&self, instance: usize) {
+        let until = |world: &World| {
+            let now = world.now();
+            let mut state = world.state.lock();
+            let until = Some(state.instances[instance].clients_cut_off_until).filter(|until| now < *until);
+            if until.is_some() {
+                state.struck(now, Actor::Instance(instance), Fault::ClientPartition);
+            }
+            until
+        };
+        while let Some(until) = until(self) {
+            self.handle.sleep_until(until).await;
+        }
     }
 
     /// The domain of an instance's present life.
@@ -355,7 +403,9 @@ impl State {
 
     /// An instance's wall clock, in milliseconds.
     pub(crate) fn wall(&self, instance: usize, now: u64) -> Timestamp {
-        let millis = WALL_BEGINS_MS + (now / 1_000_000) as i64 + self.instances[instance].wall_offset_ms;
+        let of = &self.instances[instance];
+        let gained = (now as i128 * i128::from(of.drift_ppm) / 1_000_000) as i64;
+        let millis = WALL_BEGINS_MS + (now as i64 + gained) / 1_000_000 + of.wall_offset_ms;
         Timestamp::from_millis(u64::try_from(millis).unwrap_or(0))
     }
 

@@ -213,10 +213,15 @@ impl AnswerBody {
 
     /// The endpoint failed on the way: say so in the protocol, or cut the connection.
     fn break_off(&mut self, why: String) -> Option<Result<Bytes, BrokeOff>> {
+        let mid_line = self.tap.mid_line();
+        self.break_off_at(mid_line, why)
+    }
+
+    /// As above; `mid_line` is where the bytes that the client has end, see `Tap::mid_line`.
+    fn break_off_at(&mut self, mid_line: bool, why: String) -> Option<Result<Bytes, BrokeOff>> {
         let Ticket { id, endpoint, .. } = self.ticket.as_ref()?;
         let broke_off = BrokeOff { endpoint: endpoint.clone(), why };
         tracing::warn!(request_id = %id, error = %broke_off, "answer broken off");
-        let mid_line = self.tap.mid_line();
         self.end(Outcome::Failed);
         if !self.streamed {
             return Some(Err(broke_off));
@@ -226,10 +231,12 @@ impl AnswerBody {
 
     /// The endpoint's body ended.
     fn ended(&mut self) -> Option<Result<Bytes, BrokeOff>> {
-        if !self.tap.complete() && !self.tap.failed() {
-            return self.break_off("it ended before its message was whole".to_owned());
-        }
+        // A last line without its newline is a line, and may be the one that makes the message whole.
+        let mid_line = self.tap.mid_line();
         let held = self.tap.finish();
+        if !self.tap.complete() && !self.tap.failed() {
+            return self.break_off_at(mid_line, "it ended before its message was whole".to_owned());
+        }
         let outcome = if self.tap.failed() { Outcome::Failed } else { Outcome::Answered };
         self.end(outcome);
         (!held.is_empty()).then_some(Ok(held))

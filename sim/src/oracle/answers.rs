@@ -41,6 +41,11 @@ pub(crate) fn got(world: &World, client: usize, bytes: &[u8]) {
     let text = bytes.trim_ascii_start();
     if of.status == Some(200) && (text.starts_with(b"{\"error\"") || text.starts_with(b"event: error")) {
         of.error_said = true;
+        let whole = of.sources.iter().flatten().find(|call| calls[**call].ended_whole);
+        if let Some(call) = whole {
+            let why = format!("client {client} is told that call {call} broke off, which ended whole");
+            return state.break_promise(now, ANSWER_ENDS, why);
+        }
         if bytes.windows(11).any(|window| window == b"no byte for") {
             state.reached(Point::IdleTimedOut);
         }
@@ -197,7 +202,7 @@ fn waited_in_vain(state: &mut State, plan: &Plan, now: u64, client: usize) {
 /// Without any fault a request for a model that is there may wait too long, and nothing else.
 fn calm_but_failed(state: &mut State, plan: &Plan, now: u64, client: usize, failure: &Failure) {
     let asked = &state.clients[client].asked;
-    let quiet = plan.faults.0.iter().all(|(fault, _)| *fault == Fault::Fragment);
+    let quiet = plan.faults.0.iter().all(|(fault, _)| fault.is_harmless());
     let known =
         plan.endpoints.iter().any(|endpoint| endpoint.models.get(asked.model).is_some_and(|model| model.0));
     let excused = matches!(

@@ -288,7 +288,8 @@ pub(crate) fn call_closed(state: &mut State, plan: &Plan, now: u64, id: usize, h
     if !core::mem::take(&mut state.calls[id].open) {
         return;
     }
-    let call = &state.calls[id];
+    let call = &mut state.calls[id];
+    call.ended_whole = call.whole && how == Closed::Ended;
     let (instance, endpoint, kind) = (call.instance, call.endpoint, call.kind);
     let actor = Actor::Endpoint(endpoint);
     let what = match how {
@@ -297,7 +298,8 @@ pub(crate) fn call_closed(state: &mut State, plan: &Plan, now: u64, id: usize, h
         Closed::Broken => "call {a} is over: broken",
         Closed::Dropped => "call {a} is over: dropped",
     };
-    if !state.is_alive(instance, call.life) {
+    let life = call.life;
+    if !state.is_alive(instance, life) {
         return;
     }
     state.trace.note(now, actor, what, id as u64, 0);

@@ -295,6 +295,7 @@ pub(crate) fn handed(world: &World, number: usize, turn: &Turn, pump: &Pump) {
     if !matches!(turn, Turn::Events(_)) {
         return;
     }
+    let ring = world.plan.settings.log.as_ref().map_or(0, |log| log.ring as u64);
     let (tip, stored) = {
         let now = world.now();
         let mut state = world.state.lock();
@@ -302,9 +303,16 @@ pub(crate) fn handed(world: &World, number: usize, turn: &Turn, pump: &Pump) {
         // By the time it is given the events, the ring may hold others.
         learn(&mut state, now, instance);
         let of = &state.instances[instance];
-        (bounds(of).tip, of.witness.is_none())
+        let (tip, stored, trims) = (bounds(of).tip, of.witness.is_none(), of.trims);
+        let replays = stored && tip.saturating_sub(pump.cursor()) > ring;
+        let began = state.subscribers[number].replayed.take();
+        if replays {
+            state.subscribers[number].replayed = began.or(Some(trims));
+        } else if began.is_some_and(|before| before < trims) {
+            state.reached(Point::CutOverAtACut);
+        }
+        (tip, stored)
     };
-    let ring = world.plan.settings.log.as_ref().map_or(0, |log| log.ring as u64);
     if stored && tip.saturating_sub(pump.cursor()) > ring {
         world.reached(Point::ReadFromDisk);
     }

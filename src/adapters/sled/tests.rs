@@ -407,6 +407,90 @@ async fn no_changed_byte_of_the_database_is_ever_served() {
     }
 }
 
+/// The files as a process that ends here and now would leave them, with the database changed.
+fn left_behind(from: &Path, to: &Path, db: &[u8], mark: &[u8]) {
+    fs::create_dir_all(to.join("sled/blobs")).unwrap();
+    for entry in fs::read_dir(from.join("sled")).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            fs::copy(entry.path(), to.join("sled").join(entry.file_name())).unwrap();
+        }
+    }
+    fs::write(to.join("sled/db"), db).unwrap();
+    fs::write(to.join("STORE"), mark).unwrap();
+}
+
+fn used(db: &[u8]) -> usize {
+    db.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
+}
+
+/// A store that was settled with twenty records, and torn while it took more: one append of three.
+/// Whatever is gone of the newest bytes, what was settled is there or its loss is said, and the rest is
+/// there wholly or not at all.
+#[tokio::test]
+async fn a_torn_file_loses_nothing_that_was_settled_without_a_word() {
+    let (home, whole) = folder();
+    filled(&whole).await;
+    let settled = used(&fs::read(whole.join("sled/db")).unwrap());
+    let store = SledStore::open(&whole).unwrap();
+    store.append(21, (21..=23).map(record_of).collect()).await.unwrap();
+    store.put("key 10", None, value_of(10)).await.unwrap();
+    let (db, mark) = (fs::read(whole.join("sled/db")).unwrap(), fs::read(whole.join("STORE")).unwrap());
+    let written = used(&db);
+    assert!(written > settled, "the newest writes are behind the others");
+
+    let (mut served, mut refused, mut torn) = (0, 0, 0);
+    let within = (0..40).map(|step| settled * step / 40);
+    let behind = (0..=40).map(|step| settled + (written - settled) * step / 40);
+    for at in within.chain(behind) {
+        for zeros in [false, true] {
+            // The rest was never written: the file ends, or has room there.
+            let mut left = db[..at].to_vec();
+            if zeros {
+                left.resize(db.len(), 0);
+            }
+            let (path, what) = (home.path().join(format!("{at} {zeros}")), format!("torn at {at}, {zeros}"));
+            left_behind(&whole, &path, &left, &mark);
+            let store = match SledStore::open(&path) {
+                Ok(store) => store,
+                Err(OpenError::Damaged { .. }) => {
+                    refused += 1;
+                    continue;
+                }
+                Err(other) => panic!("{what}: {other}"),
+            };
+            let Bounds { floor, tip } = store.bounds().await.unwrap();
+            assert!(floor == 1 && (tip == 20 || tip == 23), "{what}: {floor} to {tip}");
+            let records: Vec<Bytes> = (1..=tip).map(record_of).collect();
+            let mut read = Vec::new();
+            while (read.len() as u64) < tip {
+                read.extend(store.read(read.len() as u64 + 1, 100).await.unwrap());
+            }
+            assert_eq!(read, records, "{what}");
+            for number in 0..10 {
+                let found = store.get(&format!("key {number}")).await.unwrap();
+                assert_eq!(found.unwrap().value, value_of(number), "{what}");
+            }
+            let newest = store.get("key 10").await.unwrap();
+            assert!(newest.as_ref().is_none_or(|found| found.value == value_of(10) && tip == 23), "{what}");
+            served += usize::from(newest.is_some());
+            torn += usize::from(newest.is_none());
+        }
+    }
+    // All three were seen, or this has shown nothing.
+    assert!(served > 0 && refused > 0 && torn > 0, "{served} whole, {refused} refused, {torn} torn");
+
+    for len in 0..=mark.len() {
+        let path = home.path().join(format!("mark of {len}"));
+        left_behind(&whole, &path, &db, &mark[..len]);
+        match SledStore::open(&path) {
+            Ok(store) => assert_eq!(store.bounds().await.unwrap().tip, 23, "a mark of {len} bytes"),
+            Err(error) => {
+                assert!(matches!(error, OpenError::Damaged { .. }), "a mark of {len} bytes: {error}")
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_operation_whose_caller_left_is_still_whole() {
     let (_home, path) = folder();
