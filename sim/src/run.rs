@@ -291,7 +291,10 @@ impl Run {
         // Long enough for two flushes.
         let quiet = 2 * world.plan.settings.flush_interval_ms * 1_000_000 + 10 * SECOND;
         self.until(world.now() + quiet, |_| false);
-        oracle::feed::at_rest(&world);
+        // Whoever wants nothing of what came last is told how far that was a second later.
+        let tips = oracle::feed::tips(&world);
+        self.until(world.now() + 3 * SECOND, |_| false);
+        oracle::feed::at_rest(&world, &tips);
         for index in 0..world.plan.instances.len() {
             if self.is_broken() {
                 return;
