@@ -24,10 +24,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 use self::engine::Engine;
 use self::folder::{Copy, Folder, Mark};
 use crate::ports::{Bounds, BoxFuture, Revision, Seq, Store, StoreError, Versioned};
+
+/// Reads of the log under way at once.
+const READS_MAX: usize = 4;
 
 /// A durable [`Store`] in a folder of its own.
 ///
@@ -37,6 +41,9 @@ use crate::ports::{Bounds, BoxFuture, Revision, Seq, Store, StoreError, Versione
 pub struct SledStore {
     /// Shared with the operations under way, which outlive a dropped future.
     engine: Arc<Engine>,
+    /// Reads of the log that may be under way at once: however many readers come from the disk, an append finds
+    /// a thread, and few before it (`feed-independent`).
+    reads: Arc<Semaphore>,
     /// Read once, when it was opened.
     used_before: Seq,
     /// What is read is a copy: removed after the engine has let go of it.
@@ -209,7 +216,12 @@ impl SledStore {
         let used_before = folder.used_before().map_err(|error| OpenError::of_io(folder.path(), error))?;
         let opened = catch_unwind(AssertUnwindSafe(|| open(folder.clone(), mark)));
         let engine = opened.unwrap_or_else(|panic| Err(folder.damaged(words_of(&*panic).to_owned())))?;
-        Ok(SledStore { engine: Arc::new(engine), used_before, _copy: None })
+        Ok(SledStore {
+            engine: Arc::new(engine),
+            reads: Arc::new(Semaphore::new(READS_MAX)),
+            used_before,
+            _copy: None,
+        })
     }
 
     async fn blocking<T: Send + 'static>(
@@ -245,7 +257,16 @@ impl Store for SledStore {
     }
 
     fn read(&self, from: Seq, max: usize) -> BoxFuture<'_, Result<Vec<Bytes>, StoreError>> {
-        Box::pin(self.blocking(move |engine| engine.read(from, max)))
+        Box::pin(async move {
+            let turn = Arc::clone(&self.reads).acquire_owned().await;
+            let turn = turn.map_err(|closed| StoreError::Unavailable(closed.to_string()))?;
+            self.blocking(move |engine| {
+                // A reader that has left gives its turn back only when the work is done.
+                let _turn = turn;
+                engine.read(from, max)
+            })
+            .await
+        })
     }
 
     fn bounds(&self) -> BoxFuture<'_, Result<Bounds, StoreError>> {

@@ -18,7 +18,6 @@ use crate::feed::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-#[ignore = "a goodbye is answered with a goodbye"]
 async fn a_client_that_says_goodbye_is_answered_so() {
     let backend = backend();
     let router = router(&backend, "");
@@ -103,4 +102,71 @@ async fn a_client_that_never_reads_does_not_hold_up_a_stop_beyond_the_grace() {
     assert!(took < GRACE + Duration::from_secs(2), "it took {took:?}");
     assert!(status.success(), "{status}\n{}", router.log());
     drop((full, quiet, silent));
+}
+
+#[tokio::test]
+async fn compressed_messages_are_the_events_that_others_get_as_text() {
+    let backend = backend();
+    let router = router(&backend, "event_ring: 16\n");
+    requests(&router, 30).await;
+    let tip = tip(&router).await;
+    let dictionary = router.http.get(router.url("/api/events/dictionary")).send().await.unwrap();
+    assert_eq!(
+        (dictionary.status().as_u16(), &dictionary.headers()["content-type"]),
+        (200, &"application/octet-stream".parse().unwrap())
+    );
+    let dictionary = dictionary.bytes().await.unwrap();
+    let mut decompressor = zstd::bulk::Decompressor::with_dictionary(&dictionary).unwrap();
+    let mut socket = ws(&router, "after=0&compress=zstd").await;
+    let (mut bytes, mut events) = (0, Vec::<Value>::new());
+    while events.last().is_none_or(|event| event["seq"] != tip) {
+        match timeout(PATIENCE, socket.next()).await.expect("a message").unwrap().unwrap() {
+            Message::Binary(packed) => {
+                bytes += packed.len();
+                events.push(
+                    serde_json::from_slice(&decompressor.decompress(&packed, 1 << 16).unwrap()).unwrap(),
+                );
+            }
+            Message::Text(text) => assert!(text.contains("checkpoint"), "{text}"),
+            other => assert!(other.is_ping(), "{other:?}"),
+        }
+    }
+    assert_eq!(events, Sse::open(&router, "after=0").await.events_to(tip).await);
+    let plain: usize = events.iter().map(|event| event.to_string().len()).sum();
+    assert!(bytes * 3 < plain * 2, "{bytes} bytes for {plain}");
+
+    // What is said of the stream stays text, and the wish for other events leaves the encoding as it is.
+    socket.send(Message::text(r#"{"type":"options_update","kinds":["request.finished"]}"#)).await.unwrap();
+    assert_eq!(heard(&mut socket).await.unwrap()["options_updated"], tip);
+    requests(&router, 1).await;
+    let packed = loop {
+        match timeout(PATIENCE, socket.next()).await.expect("a message").unwrap().unwrap() {
+            Message::Binary(packed) => break packed,
+            other => assert!(!other.is_close(), "{other:?}"),
+        }
+    };
+    let event: Value = serde_json::from_slice(&decompressor.decompress(&packed, 1 << 16).unwrap()).unwrap();
+    assert_eq!((&event["kind"], &event["prev_seq"]), (&"request.finished".into(), &tip.into()));
+
+    for (path, said) in
+        [("/api/events?compress=zstd", "/subscribe"), ("/api/events?compress=gzip", "expected zstd")]
+    {
+        let refused = router.http.get(router.url(path)).send().await.unwrap();
+        assert_eq!(refused.status(), 400);
+        assert!(refused.text().await.unwrap().contains(said), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_which_nothing_is_taken_any_more_is_cut_and_counted() {
+    let backend = backend();
+    let router = router(&backend, "subscriber_stall_secs: 0.5\n");
+    long_requests(&router, 800).await;
+    let _never_read = Sse::narrow(&router.url(""), "after=0").await;
+    eventually(&router, "pointsman_subscribers 1").await;
+    let began = Instant::now();
+    eventually(&router, "pointsman_subscribers_cut_off_total{reason=\"stalled\"} 1").await;
+    eventually(&router, "pointsman_subscribers 0").await;
+    // Its time to take a piece, and the ten seconds in which it would have been told why.
+    assert!(began.elapsed() > Duration::from_secs(8), "{:?}", began.elapsed());
 }
