@@ -55,11 +55,10 @@ fn main() {
             };
             writeln!(
                 table,
-                "loom_tests::zoo::Entry {{ id: {:?}, detector: {detector:?}, promise: {:?}, shows: {:?}, origin: {:?}, \
+                "loom_tests::zoo::Entry {{ id: {:?}, detector: {detector:?}, promise: {:?}, origin: {:?}, \
                  models: {models}, stale: {stale:?} }},",
                 patch.one("id"),
                 patch.one("promise"),
-                patch.one("shows"),
                 patch.one("origin"),
             )
             .expect("a string grows");
@@ -110,9 +109,8 @@ impl Patch {
         for key in ["id", "origin", "failure", "detector", "promise"] {
             assert!(patch.all(key).next().is_some(), "{} has no `{key}:` line", path.display());
         }
-        if patch.all("shows").next().is_none() {
-            let shows = format!("{} is broken", patch.one("promise"));
-            patch.header.push(("shows".to_owned(), shows));
+        for shows in patch.all("shows") {
+            panic!("{}: `shows: {shows}` belongs into the `promise` line", path.display());
         }
         patch
     }

@@ -15,7 +15,7 @@ use crate::determinism;
 use crate::plan::Plan;
 use crate::replay;
 use crate::scenario::{self, Scenario};
-use crate::seeds::Seeds;
+use crate::seeds::{self, Seeds};
 use crate::shrink;
 use crate::streams::Seed;
 use crate::timeline;
@@ -59,7 +59,8 @@ enum Command {
     },
     /// Lives through one seed again.
     Replay {
-        seed: String,
+        #[arg(value_parser = seed_named)]
+        seed: Seed,
         #[arg(long, default_value = "mixed", value_parser = scenario_named)]
         scenario: Chosen,
         /// Prints the timeline.
@@ -74,19 +75,24 @@ enum Command {
     },
     /// Makes a smaller world with the same violation and keeps it in corpus/.
     Shrink {
-        seed: String,
+        #[arg(value_parser = seed_named)]
+        seed: Seed,
         #[arg(long, default_value = "mixed", value_parser = scenario_named)]
         scenario: Chosen,
         /// Where it is kept.
         #[arg(long)]
         folder: Option<PathBuf>,
+        /// The zoo's entry that is put back in this build.
+        #[arg(long)]
+        zoo: Option<String>,
         /// Prints one JSON object instead.
         #[arg(long)]
         json: bool,
     },
     /// Writes one self-contained page about a seed.
     Timeline {
-        seed: String,
+        #[arg(value_parser = seed_named)]
+        seed: Seed,
         #[arg(long, default_value = "mixed", value_parser = scenario_named)]
         scenario: Chosen,
         #[arg(long)]
@@ -103,15 +109,15 @@ enum Command {
     Zoo {
         /// All of them, unless some are named.
         ids: Vec<String>,
-        /// Only by this detector: sim, loom or shuttle.
-        #[arg(long)]
+        /// Only by this detector.
+        #[arg(long, value_parser = ["sim", "loom", "shuttle"])]
         by: Option<String>,
         /// Only this many of those the simulator looks for; which, is decided by `--turn`.
         #[arg(long)]
         part: Option<usize>,
         /// A number or a commit's hash.
-        #[arg(long, default_value = "0", requires = "part")]
-        turn: String,
+        #[arg(long, default_value = "0", requires = "part", value_parser = seed_named)]
+        turn: Seed,
         #[arg(long)]
         json: bool,
         /// Where copies are made and built; kept between runs.
@@ -138,6 +144,10 @@ fn scenario_named(name: &str) -> Result<Chosen, String> {
     Scenario::find(name).map(Chosen).ok_or_else(|| format!("known scenarios: {}", Scenario::names()))
 }
 
+fn seed_named(text: &str) -> Result<Seed, String> {
+    seeds::seed(text)
+}
+
 /// Does what the command line asks for.
 pub(crate) fn run() -> ExitCode {
     let (text, ok) = match Arguments::parse().command {
@@ -156,29 +166,30 @@ pub(crate) fn run() -> ExitCode {
             (text, report.is_clean(held) && recorded.is_ok())
         }
         Command::Replay { seed, scenario: Chosen(scenario), trace } => {
-            again(&scenario::plan(Seed::from_text(&seed), scenario), trace)
+            again(&scenario::plan(seed, scenario), trace)
         }
         Command::Determinism { seeds } => {
-            match (determinism::differing(0, seeds, false), determinism::differing(0, 1, true)) {
+            let canary = determinism::differing(0, determinism::CANARIES, true);
+            match (determinism::differing(0, seeds, false), canary) {
                 (Ok(differing), Ok(canary)) => {
-                    let caught = canary.len() == 1;
+                    let caught = canary.len();
                     let text = format!(
-                        "{seeds} seeds in two processes: {} differ {differing:?}; the canary was {}\n",
+                        "{seeds} seeds in two processes: {} differ {differing:?}; the canary was caught in {caught} of {} worlds\n",
                         differing.len(),
-                        if caught { "caught" } else { "NOT caught" }
+                        determinism::CANARIES,
                     );
-                    (text, differing.is_empty() && caught)
+                    (text, differing.is_empty() && caught > 0)
                 }
                 (Err(error), _) | (_, Err(error)) => {
                     (format!("the seeds could not be run: {error}\n"), false)
                 }
             }
         }
-        Command::Shrink { seed, scenario: Chosen(scenario), folder, json } => {
-            smaller(&scenario::plan(Seed::from_text(&seed), scenario), folder, json)
+        Command::Shrink { seed, scenario: Chosen(scenario), folder, zoo, json } => {
+            smaller(&scenario::plan(seed, scenario), folder, zoo, json)
         }
         Command::Timeline { seed, scenario: Chosen(scenario), out } => {
-            let plan = scenario::plan(Seed::from_text(&seed), scenario);
+            let plan = scenario::plan(seed, scenario);
             let outcome = replay::replay(&plan);
             match fs::write(&out, timeline::page(&plan, &outcome)) {
                 Ok(()) => (replay::summary(&plan, &outcome), outcome.violation.is_none()),
@@ -189,14 +200,20 @@ pub(crate) fn run() -> ExitCode {
         Command::Zoo { ids, by, part, turn, json, scratch, cargo } => {
             let scratch = scratch.unwrap_or_else(|| temp_dir().join("pointsman-zoo"));
             let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-            let part = part.map(|count| (Seed::from_text(&turn).0, count));
-            visit(&Zoo { root, scratch, cargo }, &ids, by.as_deref(), part, json)
+            let part = part.map(|count| (turn.0, count));
+            let zoo = Zoo { root, scratch, cargo };
+            let unknown = ids.iter().find(|id| !zoo.has(id));
+            if let Some(unknown) = unknown {
+                tell(&format!("there is no zoo/{unknown}.patch\n"));
+                return ExitCode::from(2);
+            }
+            visit(&zoo, &ids, by.as_deref(), part, json)
         }
         Command::Hashes { seeds, canary } => {
             let mut text = String::new();
             for seed in (0..).map_while(|index| seeds.get(index)) {
                 let noise = if canary { u64::from(id()) } else { 0 };
-                text.push_str(&format!("{seed} {:016x}\n", determinism::hash(seed) ^ noise));
+                text.push_str(&format!("{seed} {:016x}\n", determinism::hash(seed, noise)));
             }
             (text, true)
         }
@@ -219,7 +236,7 @@ fn folder_of_the_corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")
 }
 
-fn smaller(plan: &Plan, folder: Option<PathBuf>, json: bool) -> (String, bool) {
+fn smaller(plan: &Plan, folder: Option<PathBuf>, zoo: Option<String>, json: bool) -> (String, bool) {
     let Some(shrunk) = shrink::shrink(plan) else {
         return ("this seed breaks no promise: there is nothing to shrink\n".to_owned(), true);
     };
@@ -239,7 +256,7 @@ fn smaller(plan: &Plan, folder: Option<PathBuf>, json: bool) -> (String, bool) {
         shrunk.tried,
         shrunk.seconds,
     );
-    let kept = Kept { promise: shrunk.promise, why: shrunk.why, plan: shrunk.plan };
+    let kept = Kept { promise: shrunk.promise, why: shrunk.why, zoo, plan: shrunk.plan };
     match corpus::write(&folder.unwrap_or_else(folder_of_the_corpus), &kept) {
         Ok(_) if json => (format!("{figures}\n"), false),
         Ok(path) => (format!("{text}kept in {}\n", path.display()), false),
@@ -280,10 +297,6 @@ fn visit(
         Err(error) => return (format!("the zoo cannot be read: {error}\n"), false),
     };
     let name = |patch: &PathBuf| patch.file_stem().map(|name| name.to_string_lossy().into_owned());
-    if let Some(unknown) = ids.iter().find(|id| patches.iter().all(|patch| name(patch).as_ref() != Some(id)))
-    {
-        return (format!("there is no zoo/{unknown}.patch\n"), false);
-    }
     patches.retain(|patch| ids.is_empty() || name(patch).is_some_and(|name| ids.contains(&name)));
     if let Some((turn, count)) = part {
         patches = zoo::part_of(patches, turn, count);

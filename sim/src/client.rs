@@ -44,6 +44,7 @@ pub(crate) fn arrive(world: &Arc<World>, asked: Arc<RequestPlan>) -> usize {
         sources: None,
         got: 0,
         error_said: false,
+        turned_away: false,
     });
     state.trace.note(
         now,
@@ -232,8 +233,7 @@ fn body(asked: &RequestPlan) -> Bytes {
 
 async fn read(world: &Arc<World>, client: usize, asked: &RequestPlan, answer: Answer) -> Ending {
     let Answer { status, mut body, .. } = answer;
-    world.state.lock().clients[client].status = Some(status.as_u16());
-    world.note(Actor::Client(client), "has the head: {a}", u64::from(status.as_u16()), 0);
+    oracle::headed(world, client, status.as_u16());
     let at_end = Arc::clone(world);
     body.on_end(Box::new(move |outcome| tell(&at_end, client, outcome)));
     let (mut chunks, mut rested) = (0, false);

@@ -16,6 +16,9 @@ pub(crate) struct Kept {
     pub(crate) promise: String,
     /// What was seen then.
     pub(crate) why: String,
+    /// The zoo's entry that was put back then, if it was one of them: under its patch it shows the bug again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) zoo: Option<String>,
     pub(crate) plan: Plan,
 }
 
@@ -43,7 +46,8 @@ pub(crate) fn read(path: &Path) -> io::Result<Kept> {
 /// Writes one; returns where.
 pub(crate) fn write(folder: &Path, kept: &Kept) -> io::Result<PathBuf> {
     fs::create_dir_all(folder)?;
-    let path = folder.join(format!("{}-{}.json", kept.promise, kept.plan.seed));
+    let name = kept.zoo.as_ref().unwrap_or(&kept.promise);
+    let path = folder.join(format!("{name}-{}.json", kept.plan.seed));
     let mut text = serde_json::to_vec_pretty(kept)?;
     text.push(b'\n');
     fs::write(&path, text)?;
@@ -54,6 +58,20 @@ pub(crate) fn write(folder: &Path, kept: &Kept) -> io::Result<PathBuf> {
 mod tests {
     use super::*;
     use crate::run;
+
+    #[test]
+    fn every_kept_world_of_the_zoo_names_an_entry_that_the_simulator_looks_for() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let worlds = files(&root.join("corpus")).expect("readable");
+        for id in worlds.iter().filter_map(|path| read(path).expect("readable").zoo) {
+            let patch = root.join(format!("zoo/{id}.patch"));
+            let text = fs::read_to_string(&patch).unwrap_or_else(|why| panic!("{}: {why}", patch.display()));
+            assert!(
+                text.lines().any(|line| line == "detector: sim"),
+                "{id} is not looked for by the simulator"
+            );
+        }
+    }
 
     #[test]
     fn every_kept_world_keeps_its_promises_now() {

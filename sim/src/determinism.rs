@@ -1,7 +1,8 @@
 //! Does a seed come out the same in another process? And would we notice if it did not?
 //!
-//! Each seed runs in two processes of their own; their hashes must be equal. The canary mixes the
-//! process's number into the hash of one process only: if that is not noticed, nothing would be.
+//! Each seed runs in two processes of their own; their hashes must be equal. The canary lets the routers of
+//! one process draw from the process's number, as from a hash map's seed: a world in which that decides
+//! nothing comes out the same, but if no world of several differed, no leak would ever be noticed.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -40,9 +41,12 @@ fn hashes(first: u64, count: u64, canary: bool) -> Result<BTreeMap<u64, String>,
     Ok(text.lines().filter_map(line).collect())
 }
 
-/// The hash of one seed in this process.
-pub(crate) fn hash(seed: u64) -> u64 {
-    run::run(&scenario::plan(Seed(seed), None), false).hash
+/// Worlds that the canary sings in.
+pub(crate) const CANARIES: u64 = 20;
+
+/// The hash of one seed in this process, with `noise` in its routers' chance; see [`run::run_with`].
+pub(crate) fn hash(seed: u64, noise: u64) -> u64 {
+    run::run_with(&scenario::plan(Seed(seed), None), false, noise).hash
 }
 
 #[cfg(test)]
@@ -61,9 +65,9 @@ mod tests {
 
     #[test]
     fn the_hash_of_a_seed_does_not_depend_on_the_thread_or_on_what_ran_before() {
-        let here: Vec<u64> = (0..10).map(hash).collect();
+        let here: Vec<u64> = (0..10).map(|seed| hash(seed, 0)).collect();
         let there = std::thread::scope(|scope| {
-            let thread = scope.spawn(|| (0..10).rev().map(hash).collect::<Vec<_>>());
+            let thread = scope.spawn(|| (0..10).rev().map(|seed| hash(seed, 0)).collect::<Vec<_>>());
             thread.join().expect("no panic")
         });
         assert_eq!(here, there.into_iter().rev().collect::<Vec<_>>());
@@ -71,7 +75,15 @@ mod tests {
 
     #[test]
     fn seeds_differ() {
-        let all: std::collections::BTreeSet<u64> = (0..30).map(hash).collect();
+        let all: std::collections::BTreeSet<u64> = (0..30).map(|seed| hash(seed, 0)).collect();
         assert_eq!(all.len(), 30);
+    }
+
+    #[test]
+    fn chance_from_outside_shows_in_the_hash_and_only_through_the_world() {
+        let differing =
+            (0..CANARIES).filter(|seed| hash(*seed, 0) != hash(*seed, 0x1234_5678)).count() as u64;
+        assert!(differing > 0, "what a process's number decides is not seen");
+        assert!(differing < CANARIES, "the noise is seen where it decides nothing: it is not in the world");
     }
 }

@@ -60,12 +60,15 @@ impl Instance {
             base_sum: (0, 0),
             recorded_sum: (0, 0),
             running_calls: Vec::new(),
+            sent: 0,
+            waited_in_vain_max: 0,
             serving: BTreeMap::new(),
             doubtful: vec![None; plan.endpoints.len()],
             stop: Signal::new(),
             listings: Vec::new(),
             numbers: Vec::new(),
             breakers: vec![BreakerWatch::new(); plan.endpoints.len()],
+            told: Vec::new(),
             watched: (0, 0, 0, 0),
             newest: (0, 0, 0, 0),
             flush_failed: false,
@@ -82,17 +85,7 @@ impl Instance {
 
 impl BreakerWatch {
     fn new() -> Self {
-        BreakerWatch {
-            health: Health::Closed,
-            opened_at_call: usize::MAX,
-            faults: 0,
-            on_trial: false,
-            good_since_open: false,
-            open_until_at_least: 0,
-            granted_before: 0,
-            moved_at: 0,
-            silent_until: 0,
-        }
+        BreakerWatch { health: Health::Closed, reference: Default::default(), moved_at: 0, silent_until: 0 }
     }
 }
 
@@ -118,11 +111,13 @@ pub(crate) fn start(world: &Arc<World>, index: usize) {
         of.reloads = 0;
         of.allowed = if of.settings.queue { of.settings.limit } else { u32::MAX };
         of.running_calls.clear();
+        (of.sent, of.waited_in_vain_max) = (0, 0);
         of.serving.clear();
         of.listings.clear();
         of.doubtful.fill(None);
         of.numbers.clear();
         of.breakers.fill(BreakerWatch::new());
+        of.told.clear();
         of.watched = (0, 0, 0, 0);
         of.newest = (0, 0, 0, 0);
         of.flush_failed = false;
@@ -141,7 +136,7 @@ pub(crate) fn start(world: &Arc<World>, index: usize) {
         let chance = world.seed.stream_of("entropy", &[index as u64, u64::from(life)]);
         let ports = Ports {
             clock: Arc::new(SimClock { world: Arc::clone(world), instance: index, origin }),
-            entropy: Arc::new(SimEntropy(Shared::new(chance))),
+            entropy: Arc::new(SimEntropy { chance: Shared::new(chance), noise: world.noise }),
             spawn: Arc::new(SimSpawn { world: Arc::clone(world), domain }),
             upstream: Arc::new(SimUpstream { world: Arc::clone(world), instance: index, life }),
             store: Arc::new(SimStore { world: Arc::clone(world), instance: index }),
@@ -168,10 +163,11 @@ async fn boot(world: Arc<World>, index: usize, domain: Domain, ports: Ports) {
                 ports.clock.sleep(Duration::from_millis(300)).await
             }
             Err(error) => {
-                return world.break_promise(
-                    oracle::TOKEN_CONSERVATION,
-                    format!("instance {index} cannot start: {error}"),
-                );
+                let promise = match error {
+                    StartError::Load(_) => oracle::TOKEN_CONSERVATION,
+                    StartError::Log(_) => oracle::FEED_DURABLE,
+                };
+                return world.break_promise(promise, format!("instance {index} cannot start: {error}"));
             }
         }
     };
@@ -272,6 +268,7 @@ pub(crate) fn end(world: &World, executor: &mut Executor, index: usize, stopped:
         // From here on what its dropped calls and clients do counts no more.
         of.status = Status::Down;
         of.running_calls.clear();
+        of.told.clear();
         (domain, of.router.take(), of.witness.take())
     };
     let before = router.as_ref().map(|router| router.usage().ledger().balance());

@@ -3,21 +3,23 @@
 //!
 //! - `calls`: what a single call proves: slot-limit, catalog-single-flight, catalog-age.
 //! - `counts`: after each step of an instance: slot-conservation, slot-limit, admitted-adds-up,
-//!   snapshot-whole, token-conservation, and the breakers.
+//!   snapshot-whole, token-conservation.
+//! - `breakers`: after each step, too: breaker-honest.
 //! - `answers`: what clients got: answer-pure, answer-ends, catalog-isolation.
 //! - `feed`: what subscribers were given: feed-exact, feed-durable, feed-explicit, feed-progress, feed-independent.
 //! - `books`: what the store holds: token-conservation, token-minute.
 //!
 //! One name is not in the design's list: `breaker-honest` (an open breaker lets nobody in, a half-open
-//! one a single probe; only faults open it, only a probe of its own closes it).
+//! one a single probe; enough faults in a row open it, only a probe of its own closes it).
 
 mod answers;
 mod books;
-mod calls;
+pub(crate) mod breakers;
+pub(crate) mod calls;
 mod counts;
 pub(crate) mod feed;
 
-pub(crate) use answers::{ended, failed, got};
+pub(crate) use answers::{ended, failed, got, headed};
 pub(crate) use books::{after_crash, after_stop};
 pub(crate) use calls::{Closed, call_closed, call_opened, call_took};
 pub(crate) use counts::{after_step, at_rest, published};

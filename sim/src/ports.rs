@@ -33,11 +33,15 @@ impl Clock for SimClock {
 }
 
 /// One named stream.
-pub(crate) struct SimEntropy(pub(crate) Shared<Stream>);
+pub(crate) struct SimEntropy {
+    pub(crate) chance: Shared<Stream>,
+    /// See [`World::noise`].
+    pub(crate) noise: u64,
+}
 
 impl Entropy for SimEntropy {
     fn next_u64(&self) -> u64 {
-        self.0.lock().next_u64()
+        self.chance.lock().next_u64() ^ self.noise
     }
 }
 

@@ -50,7 +50,12 @@ pub(crate) struct Outcome {
 
 /// Lives through a plan.
 pub(crate) fn run(plan: &Plan, keep_lines: bool) -> Outcome {
-    let mut run = Run::new(plan.clone(), keep_lines);
+    run_with(plan, keep_lines, 0)
+}
+
+/// The same, with `noise` in what its routers take for chance: what a world must never have.
+pub(crate) fn run_with(plan: &Plan, keep_lines: bool, noise: u64) -> Outcome {
+    let mut run = Run::new(plan.clone(), keep_lines, noise);
     let result = catch_unwind(AssertUnwindSafe(|| run.live()));
     if result.is_err() {
         let said = panics::take();
@@ -78,7 +83,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(plan: Plan, keep_lines: bool) -> Run {
+    fn new(plan: Plan, keep_lines: bool, noise: u64) -> Run {
         let seed = Seed(plan.seed);
         let executor = Executor::new(seed.stream("schedule"));
         let endpoint = |plan: &crate::plan::EndpointPlan| Endpoint {
@@ -106,7 +111,7 @@ impl Run {
             store_operations: vec![0; plan.instances.len()],
         };
         let handle = executor.handle().clone();
-        let world = Arc::new(World { plan, seed, handle, state: Shared::new(state) });
+        let world = Arc::new(World { plan, seed, noise, handle, state: Shared::new(state) });
         Run { world, executor, paused: Vec::new() }
     }
 
@@ -260,6 +265,7 @@ impl Run {
                         let state = world.state.lock();
                         let of = &state.clients[client];
                         over && of.status == Some(200)
+                            && !of.error_said
                             && of.ended.is_some_and(|(_, how)| how == Ending::Answered)
                     };
                     if got {

@@ -10,7 +10,7 @@ use core::time::Duration;
 pub(crate) struct Seed(pub(crate) u64);
 
 impl Seed {
-    /// A decimal number as it is; anything else, such as a commit's hash, by its hash.
+    /// A decimal number as it is; anything else, which is a commit's hash (see `seeds`), by its hash.
     pub(crate) fn from_text(text: &str) -> Seed {
         Seed(text.parse().unwrap_or_else(|_| finish(absorb(BASIS, text.as_bytes()))))
     }

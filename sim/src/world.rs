@@ -20,6 +20,8 @@ use pointsman::core::signal::Signal;
 
 use crate::executor::{Domain, Handle, TaskId};
 use crate::faults::Fault;
+use crate::oracle::breakers::{self, Told};
+use crate::oracle::calls::Closed;
 use crate::oracle::feed::Reference;
 use crate::plan::{Plan, RequestPlan, Settings};
 use crate::shared::Shared;
@@ -58,6 +60,8 @@ impl Default for Tally {
 pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) seed: Seed,
+    /// Chance from outside, which no world has: 0 but for the canary of `determinism`.
+    pub(crate) noise: u64,
     pub(crate) handle: Handle,
     pub(crate) state: Shared<State>,
 }
@@ -169,6 +173,10 @@ pub(crate) struct Instance {
     pub(crate) recorded_sum: (u64, u64),
     /// Calls that run a model now.
     pub(crate) running_calls: Vec<usize>,
+    /// Such calls in this life.
+    pub(crate) sent: u64,
+    /// Clients of this life that have come to what may be the end of a wait in vain.
+    pub(crate) waited_in_vain_max: u64,
     /// Tasks of clients now served.
     pub(crate) serving: BTreeMap<TaskId, usize>,
     /// By endpoint: since when requests have gone there although its last word about what it has loaded is
@@ -181,6 +189,8 @@ pub(crate) struct Instance {
     pub(crate) numbers: Vec<usize>,
     /// By endpoint.
     pub(crate) breakers: Vec<BreakerWatch>,
+    /// What calls told in the present step, for the breakers.
+    pub(crate) told: Vec<Told>,
     /// The last snapshot the watcher saw: admitted, finished, queued, tokens.
     pub(crate) watched: (u64, u64, u64, u64),
     /// What was so at the end of its last step.
@@ -203,22 +213,11 @@ pub(crate) struct Instance {
     pub(crate) audited: bool,
 }
 
-/// What a breaker did, and what would have given it reason to.
+/// One endpoint's health as the router has it, and as its calls tell it.
 #[derive(Clone, Debug)]
 pub(crate) struct BreakerWatch {
     pub(crate) health: Health,
-    /// Calls from this one on began after it opened.
-    pub(crate) opened_at_call: usize,
-    /// Calls that went wrong since it closed.
-    pub(crate) faults: u32,
-    /// It was closed by a probe, so that one fault is enough.
-    pub(crate) on_trial: bool,
-    /// A call that began after it opened has been answered.
-    pub(crate) good_since_open: bool,
-    /// Nobody may go in before.
-    pub(crate) open_until_at_least: u64,
-    /// Slots that were granted before it opened and not collected yet: these may still go in.
-    pub(crate) granted_before: usize,
+    pub(crate) reference: breakers::Reference,
     /// When a byte last came, or somebody began to wait for one while nobody else did.
     pub(crate) moved_at: u64,
     /// When a call last moved or ended after a long silence: until then the endpoint may have been
@@ -259,13 +258,13 @@ pub(crate) struct Call {
     pub(crate) opened: u64,
     /// The endpoint works on it.
     pub(crate) open: bool,
+    /// How it ended.
+    pub(crate) closed: Option<Closed>,
     pub(crate) status: Option<u16>,
     /// What a client may see of the answer, to its very end.
     pub(crate) visible: Bytes,
     /// That is the whole of it, as far as the endpoint is concerned.
     pub(crate) whole: bool,
-    /// The router has had its clean end, and it was whole.
-    pub(crate) ended_whole: bool,
     /// Bytes the router has taken.
     pub(crate) taken: usize,
     /// When it took the last of them.
@@ -324,6 +323,8 @@ pub(crate) struct Client {
     pub(crate) sources: Option<Vec<usize>>,
     pub(crate) got: usize,
     pub(crate) error_said: bool,
+    /// It was told so at once: it never had a place in the queue, nor a slot.
+    pub(crate) turned_away: bool,
 }
 
 impl World {

@@ -2,7 +2,9 @@
 //!
 //! Every `zoo/*.patch` begins with a header: `id`, `origin`, `failure` (what goes wrong), one `detector`
 //! line for each of the checkers expected to catch it, and the `promise` it breaks, all written down before
-//! the first run. A detector is `sim`, `loom MODEL` or `shuttle SCENARIO`.
+//! the first run. A detector is `sim`, `loom MODEL` or `shuttle SCENARIO`. Where a bug may break one of
+//! several promises they are divided by ` | `, and `because` says why; `(deadlock)` behind a promise says that a
+//! model may see it broken as a deadlock. What was found is what the failures say, never what was expected.
 
 mod races;
 mod worlds;
@@ -46,7 +48,22 @@ pub(crate) struct Header {
     pub(crate) origin: String,
     pub(crate) failure: String,
     pub(crate) detectors: Vec<Detector>,
+    /// As it is written; see [`declared`].
     pub(crate) promise: String,
+}
+
+/// How a failure is called that names no promise.
+const DEADLOCK: &str = "deadlock";
+
+/// What a header's `promise` line lets its detectors find.
+fn declared(promise: &str) -> Vec<&str> {
+    promise
+        .split(" | ")
+        .flat_map(|one| match one.strip_suffix(" (deadlock)") {
+            Some(name) => vec![name, DEADLOCK],
+            None => vec![one],
+        })
+        .collect()
 }
 
 /// How a detector fared with an entry.
@@ -90,7 +107,7 @@ pub(crate) struct Entry {
     /// What shrinking made of the first seed that showed it.
     #[serde(default)]
     pub(crate) shrunk: Option<Shrunk>,
-    /// A seed that shows it and what it shows, or what the tools said of a stale patch.
+    /// For each promise found, a seed that shows it and what it shows; or what the tools said of a stale patch.
     pub(crate) note: String,
 }
 
@@ -120,6 +137,14 @@ impl Entry {
         }
     }
 
+    /// Notes what shows this promise broken, unless it was found before.
+    fn shown_first(&mut self, promise: &str, what: impl FnOnce() -> String) {
+        if self.found.iter().all(|(known, _)| known != promise) {
+            let between = if self.note.is_empty() { "" } else { " | " };
+            self.note.push_str(&format!("{between}{}", what()));
+        }
+    }
+
     fn found_by_one(&mut self, promise: &str) {
         match self.found.iter_mut().find(|(known, _)| known == promise) {
             Some((_, times)) => *times += 1,
@@ -134,10 +159,12 @@ impl Entry {
         until_found.sort_by_key(|seeds| seeds.unwrap_or(u64::MAX));
         self.seeds_median = until_found[until_found.len() / 2];
         self.seeds_p95 = until_found[(until_found.len() * 19 / 20).saturating_sub(1)];
-        self.status = match (self.seeds_p95, self.found.first()) {
-            (Some(_), Some((promise, _))) if *promise == self.promise => Status::Caught,
-            (Some(_), _) => Status::WrongDetector,
-            (None, _) => Status::Missed,
+        let expected = declared(&self.promise);
+        let as_expected = self.found.iter().all(|(found, _)| expected.contains(&found.as_str()));
+        self.status = match self.seeds_p95 {
+            Some(_) if as_expected => Status::Caught,
+            Some(_) => Status::WrongDetector,
+            None => Status::Missed,
         };
     }
 }
@@ -174,13 +201,23 @@ pub(crate) fn header(patch: &str) -> Result<Header, String> {
     if header.detectors.is_empty() {
         return Err("the header has no `detector`".to_owned());
     }
-    if !oracle::PROMISES.contains(&header.promise.as_str()) {
-        return Err(format!("no promise is called `{}`", header.promise));
+    let expected = declared(&header.promise);
+    if let Some(unknown) = expected.iter().find(|name| **name != DEADLOCK && !oracle::PROMISES.contains(name))
+    {
+        return Err(format!("no promise is called `{unknown}`"));
+    }
+    if header.promise.contains(" | ") != field("because").is_ok() {
+        return Err("several promises need a `because`, one needs none".to_owned());
     }
     Ok(header)
 }
 
 impl Zoo {
+    /// Whether there is such a patch.
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.root.join("sim/zoo").join(format!("{id}.patch")).is_file()
+    }
+
     /// The patches, by name.
     pub(crate) fn patches(&self) -> io::Result<Vec<PathBuf>> {
         let files = fs::read_dir(self.root.join("sim/zoo"))?.collect::<Result<Vec<_>, _>>()?;
@@ -233,7 +270,11 @@ impl Zoo {
         let is_declared = |entry: &Entry| {
             let path = patches.iter().find(|path| path.file_stem().is_some_and(|name| *name == *entry.id));
             let text = path.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
-            header(&text).is_ok_and(|header| header.detectors.contains(&entry.detector))
+            // What was found while the header said something else is to be found anew.
+            let stands = |header: Header| {
+                header.detectors.contains(&entry.detector) && header.promise == entry.promise
+            };
+            header(&text).is_ok_and(stands)
         };
         all.retain(is_declared);
         all.sort_by(|a, b| (&a.id, &a.detector).cmp(&(&b.id, &b.detector)));
@@ -316,7 +357,7 @@ fn page(entries: &[Entry]) -> String {
             entry.id,
             entry.origin,
             entry.detector,
-            entry.promise,
+            entry.promise.replace(" | ", " or "),
             found.join(", "),
             number(entry.seeds_median),
             number(entry.seeds_p95),
@@ -368,6 +409,93 @@ mod tests {
         assert!(header("promise: answer-ends").is_err());
         assert!(header("detector: sim\npromise: nonsense").is_err());
         assert!(header("detector: luck\npromise: answer-ends").is_err());
+        assert!(header("detector: sim\npromise: answer-ends (deadlock)").is_ok());
+        assert!(header("detector: sim\npromise: answer-ends (late)").is_err());
+        let two = "detector: sim\npromise: answer-ends | slot-limit";
+        assert!(header(two).is_err());
+        assert!(header(&format!("{two}\nbecause: a slot that is kept keeps somebody out")).is_ok());
+        assert!(header("detector: sim\npromise: answer-ends\nbecause: of nothing").is_err());
+    }
+
+    #[test]
+    fn one_start_that_found_what_the_header_does_not_say_is_one_too_many() {
+        let judged = |promise: &str, found: &[(&str, usize)]| {
+            let text = format!(
+                "id: a\norigin: b\nfailure: c\ndetector: sim\npromise: {promise}\nbecause: x\n--- a/x\n"
+            );
+            let text = if promise.contains(" | ") { text } else { text.replace("because: x\n", "") };
+            let mut entry = Entry::new(&header(&text).expect("a header"), &Detector::Sim);
+            found.iter().for_each(|(promise, times)| (0..*times).for_each(|_| entry.found_by_one(promise)));
+            entry.judge(vec![Some(1); 20]);
+            entry.status
+        };
+        assert_eq!(judged("answer-ends", &[("answer-ends", 19), ("slot-limit", 1)]), Status::WrongDetector);
+        assert_eq!(
+            judged("answer-ends | slot-limit", &[("answer-ends", 19), ("slot-limit", 1)]),
+            Status::Caught
+        );
+        assert_eq!(judged("answer-ends (deadlock)", &[("deadlock", 19), ("answer-ends", 1)]), Status::Caught);
+        assert_eq!(judged("answer-ends", &[("deadlock", 20)]), Status::WrongDetector);
+    }
+
+    /// The ids and the seed of each `(`id`, ...; seed N` in the README's stories.
+    fn quoted(text: &str) -> Vec<(Vec<String>, u64)> {
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut quoted = Vec::new();
+        for (at, mark) in text.match_indices("; seed ") {
+            let seed = &text[at + mark.len()..];
+            let digits = seed.find(|c: char| !c.is_ascii_digit()).unwrap_or(seed.len());
+            let seed = seed[..digits].parse().expect("a seed is a number");
+            let before = &text[..at];
+            let from = before.rfind(['(', ';']).expect("a seed stands behind its entry");
+            let ids = before[from..].split('`').skip(1).step_by(2).map(str::to_owned).collect();
+            quoted.push((ids, seed));
+        }
+        quoted
+    }
+
+    #[test]
+    fn every_seed_in_a_story_is_the_one_that_showed_its_bug_last() {
+        let zoo = here().root.join("sim/zoo");
+        let story = fs::read_to_string(zoo.join("README.md")).expect("the stories are there");
+        let kept = fs::read(zoo.join("results.json")).expect("the results are there");
+        let kept: Vec<Entry> = serde_json::from_slice(&kept).expect("they can be read");
+        let quoted = quoted(&story);
+        assert!(quoted.len() >= 30, "only {} seeds are quoted", quoted.len());
+        for (ids, seed) in quoted {
+            let shown: Vec<&Entry> = kept
+                .iter()
+                .filter(|entry| entry.detector == Detector::Sim && ids.contains(&entry.id))
+                .collect();
+            let [entry] = shown[..] else {
+                panic!("seed {seed} is quoted for {ids:?}, which is not one entry of the simulator's")
+            };
+            assert!(
+                entry.note.starts_with(&format!("seed {seed}: ")),
+                "{}: {} is quoted, {}",
+                entry.id,
+                seed,
+                entry.note
+            );
+        }
+    }
+
+    #[test]
+    fn the_results_kept_are_what_todays_headers_declare() {
+        let zoo = here();
+        let kept = fs::read(zoo.root.join("sim/zoo/results.json")).expect("the results are there");
+        let kept: Vec<Entry> = serde_json::from_slice(&kept).expect("they can be read");
+        for entry in &kept {
+            let patch = zoo.root.join(format!("sim/zoo/{}.patch", entry.id));
+            let text = fs::read_to_string(&patch).unwrap_or_else(|why| panic!("{}: {why}", entry.id));
+            let header = header(&text).expect("a header");
+            let (id, by) = (&entry.id, &entry.detector);
+            assert!(header.detectors.contains(by), "{id} is not looked for by {by}");
+            assert_eq!(entry.promise, header.promise, "{id} by {by} is to be visited again");
+            for (found, _) in &entry.found {
+                assert!(declared(&header.promise).contains(&found.as_str()), "{id} by {by} found {found}");
+            }
+        }
     }
 
     #[test]
@@ -393,6 +521,7 @@ mod tests {
         let mut starts = vec![Some(3); 20];
         assert_eq!(judged("answer-ends", starts.clone()), (Status::Caught, Some(3)));
         assert_eq!(judged("slot-limit", starts.clone()).0, Status::WrongDetector);
+        assert_eq!(judged("deadlock", starts.clone()).0, Status::WrongDetector);
         starts[7] = None;
         assert_eq!(judged("answer-ends", starts.clone()).0, Status::Caught);
         starts[8] = None;

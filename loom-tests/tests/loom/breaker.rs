@@ -58,8 +58,8 @@ fn probe_vs_callers() {
     let mut got = vec![reserve(&slots, &ids, 11)];
     got.extend(others.map(|other| other.join().unwrap()));
     let probes = got.iter().filter(|got| matches!(got, Reservation::Slot(_))).count();
-    require(probes == 1, "half-open", &format!("{probes} requests probe at once"));
-    require(health(&slots) == Health::HalfOpen, "half-open", "nobody has answered yet");
+    require(probes == 1, "breaker-honest", &format!("{probes} requests probe at once"));
+    require(health(&slots) == Health::HalfOpen, "breaker-honest", "nobody has answered yet");
     drop(got);
     check(invariants::idle(&slots.snapshot()));
 }
@@ -72,7 +72,11 @@ fn old_success_vs_probe() {
     let late = thread::spawn(move || old.settle(Verdict::Sound, at(12)));
     probe.settle(Verdict::Faulty, at(12));
     late.join().unwrap();
-    require(health(&slots) == Health::Open, "half-open", "the probe failed, and yet the breaker is not open");
+    require(
+        health(&slots) == Health::Open,
+        "breaker-honest",
+        "the probe failed, and yet the breaker is not open",
+    );
     check(invariants::idle(&slots.snapshot()));
 }
 
@@ -90,7 +94,11 @@ fn first_byte_vs_caller_vs_fault() {
         slot.settle(Verdict::Unknown, at(12));
     }
     streams.join().unwrap();
-    require(health(&slots) == Health::Open, "half-open", "a probe that broke off left the breaker closed");
+    require(
+        health(&slots) == Health::Open,
+        "breaker-honest",
+        "a probe that broke off left the breaker closed",
+    );
     let snapshot = slots.snapshot();
     check(invariants::slots(&snapshot, &WIDE));
     check(invariants::idle(&snapshot));

@@ -67,7 +67,6 @@ pub(crate) const VARIANTS: &[Variant] = &[Variant {
     id: "shared-error-cache",
     of: "catalog::concerns_apart",
     promise: "catalog-isolation",
-    shows: "catalog-isolation is broken",
     origin: "seed router, race_condition_fixes.md, section 1: one _error_cache for both listings",
     run: || {
         let both = Cell::new(AGES);

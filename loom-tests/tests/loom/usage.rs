@@ -45,7 +45,6 @@ pub(crate) const VARIANTS: &[Variant] = &[Variant {
     id: "timestamp-under-contended-lock",
     of: "usage::minute_of_the_end",
     promise: "token-minute",
-    shows: "token-minute is broken",
     origin: "seed router, race_condition_fixes.md, section 2",
     run: || minute_of_the_end(settle_and_then_look_at_the_clock),
 }];

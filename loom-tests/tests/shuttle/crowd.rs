@@ -76,10 +76,10 @@ struct Load([AtomicU32; 3]);
 
 impl Load {
     /// Serves one request in `slot`, then gives the slot back one way or the other.
-    async fn serve(&self, slot: Slot, limit: u32, verdict: Option<Verdict>, now: u64) {
+    async fn serve(&self, slot: Slot, (limit, promise): (u32, &str), verdict: Option<Verdict>, now: u64) {
         let load = &self.0[slot.endpoint().index()];
         let serving = load.fetch_add(1, SeqCst) + 1;
-        require(serving <= limit, "slot-limit", &format!("an endpoint serves {serving} requests at once"));
+        require(serving <= limit, promise, &format!("an endpoint serves {serving} requests at once"));
         pause(dice(3)).await;
         load.fetch_sub(1, SeqCst);
         match verdict {
@@ -91,13 +91,14 @@ impl Load {
 
 fn slots_in_a_crowd() {
     const LIMIT: u32 = 2;
+    const AT_MOST: (u32, &str) = (LIMIT, "slot-limit");
     let limits = Limits { per_model: LIMIT, ..LIMITS };
     let (slots, ids) = slots(limits, 3);
     let load = Arc::new(Load::default());
     let request = |slots: CoreArc<Slots>, ids: Vec<EndpointId>, load: Arc<Load>| async move {
         let verdict = (dice(2) == 0).then_some(Verdict::Sound);
         match slots.reserve(on(&ids), at(1), dice(u64::MAX)) {
-            Reservation::Slot(slot) => load.serve(slot, LIMIT, verdict, 2).await,
+            Reservation::Slot(slot) => load.serve(slot, AT_MOST, verdict, 2).await,
             Reservation::Queued(mut ticket) => match dice(4) {
                 0 => {
                     pause(dice(3)).await;
@@ -110,12 +111,12 @@ fn slots_in_a_crowd() {
                         Either::Right(_) => None,
                     };
                     if let Some(slot) = granted.or_else(|| ticket.leave()) {
-                        load.serve(slot, LIMIT, verdict, 2).await;
+                        load.serve(slot, AT_MOST, verdict, 2).await;
                     }
                 }
                 _ => {
                     let slot = ticket.granted().await;
-                    load.serve(slot, LIMIT, verdict, 2).await;
+                    load.serve(slot, AT_MOST, verdict, 2).await;
                 }
             },
             Reservation::QueueFull { .. } => {}
@@ -377,7 +378,7 @@ fn breaker_in_a_crowd() {
                     // Nobody answers well, so the breaker never closes and every one of these is a probe.
                     let verdict = (dice(2) == 0).then_some(Verdict::Faulty);
                     let ends = began + dice(2) * 11;
-                    load.serve(slot, 1, verdict, ends).await;
+                    load.serve(slot, (1, "breaker-honest"), verdict, ends).await;
                     now.fetch_max(ends + 11, SeqCst);
                 }
             })

@@ -59,6 +59,12 @@ pub(crate) const ALL: &[Scenario] = &[
         run: taken_out_and_put_back,
     },
     Scenario {
+        name: "routing::minute_of_the_end",
+        tasks: 5,
+        claim: "tokens are counted in the minute in which their answer ended, whoever holds which lock meanwhile",
+        run: minute_of_the_end,
+    },
+    Scenario {
         name: "routing::follow",
         tasks: 6,
         claim: "readers of the event log get every event once, in order, to the last, whenever they come and however \
@@ -101,6 +107,7 @@ struct Town {
     router: CoreArc<Router>,
     backends: Arc<Backends>,
     store: Arc<MemoryStore>,
+    clock: SharedClock,
     answered: Arc<AtomicU32>,
 }
 
@@ -110,17 +117,18 @@ impl Town {
     }
 
     fn with(config: Config, conduct: Conduct) -> Town {
-        let backends = Arc::new(Backends::new(conduct, 1));
+        let clock = SharedClock::default();
+        let backends = Arc::new(Backends::new(conduct, 1, clock.clone()));
         let store = Arc::new(MemoryStore::default());
         let ports = Ports {
-            clock: CoreArc::new(SharedClock::default()),
+            clock: CoreArc::new(clock.clone()),
             entropy: CoreArc::new(Dice),
             spawn: CoreArc::new(ShuttleSpawn),
             upstream: backends.clone(),
             store: store.clone(),
         };
         let router = block_on(Router::start(config, ports)).expect("an empty store can be read");
-        Town { router, backends, store, answered: Arc::default() }
+        Town { router, backends, store, clock, answered: Arc::default() }
     }
 
     /// A client that reads its answer to the end, unless it is dropped on the way.
@@ -282,6 +290,25 @@ fn taken_out_and_put_back() {
     tasks.extend(early);
     run_all(tasks);
     town.close();
+}
+
+fn minute_of_the_end() {
+    let town = Town::new(Conduct::Sound);
+    let mut tasks: Vec<_> = (0..3).map(|_| spawn(town.clone().client())).collect();
+    let clock = town.clock.clone();
+    tasks.push(spawn(async move {
+        for _ in 0..3 {
+            pause(dice(16)).await;
+            clock.0.a_minute_passes();
+        }
+    }));
+    run_all(tasks);
+    town.close();
+    let ends = town.backends.ends.lock().expect("not poisoned").clone();
+    let expected = ends.into_iter().map(|(minute, answers)| (minute, answers * TOKENS)).collect();
+    let stored = town.store.minutes();
+    let why = format!("tokens by minute are {stored:?}, the answers ended in {expected:?}");
+    require(stored == expected, "token-minute", &why);
 }
 
 /// Reads from where it begins to the last event there will ever be.

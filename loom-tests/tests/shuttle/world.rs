@@ -54,6 +54,13 @@ impl Clock for VirtualClock {
     }
 }
 
+impl VirtualClock {
+    /// A minute passes at once, whoever waits for whatever.
+    pub(crate) fn a_minute_passes(&self) {
+        self.0.fetch_add(60_000_000_000, SeqCst);
+    }
+}
+
 /// The clock, shared with those who sleep by it.
 #[derive(Clone, Default)]
 pub(crate) struct SharedClock(pub(crate) Arc<VirtualClock>);
@@ -119,17 +126,22 @@ pub(crate) struct Backends {
     listing: [Arc<AtomicU32>; 4],
     /// Answers whose last line was handed over.
     pub(crate) finished: Arc<AtomicU32>,
+    /// By minute on the wall: how many answers were let go of.
+    pub(crate) ends: Arc<Mutex<BTreeMap<u64, u64>>>,
+    clock: SharedClock,
     requests: AtomicU32,
 }
 
 impl Backends {
-    pub(crate) fn new(conduct: Conduct, limit: u32) -> Backends {
+    pub(crate) fn new(conduct: Conduct, limit: u32, clock: SharedClock) -> Backends {
         Backends {
             conduct,
             limit,
             serving: Default::default(),
             listing: Default::default(),
             finished: Arc::default(),
+            ends: Arc::default(),
+            clock,
             requests: AtomicU32::new(0),
         }
     }
@@ -159,6 +171,19 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+/// An answer that the router holds; says in which minute it let go of it.
+struct Held {
+    clock: SharedClock,
+    ends: Arc<Mutex<BTreeMap<u64, u64>>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let minute = self.clock.wall().minute().number();
+        *self.ends.lock().expect("not poisoned").entry(minute).or_default() += 1;
     }
 }
 
@@ -215,8 +240,9 @@ impl Upstream for Backends {
             );
             let (breaks_off, finished) = (mood == 3, Arc::clone(&self.finished));
             let lines: Vec<String> = vec![line.clone(), line, last];
+            let held = Held { clock: self.clock.clone(), ends: Arc::clone(&self.ends) };
             let body = futures_util::stream::iter(lines.into_iter().enumerate()).then(move |(at, line)| {
-                let (finished, _held) = (Arc::clone(&finished), &counted);
+                let (finished, _held) = (Arc::clone(&finished), (&counted, &held));
                 async move {
                     yield_now().await;
                     if breaks_off && at == 1 {
@@ -243,6 +269,24 @@ pub(crate) struct MemoryStore {
     revisions: AtomicU64,
     /// How many of the next writes may fail.
     pub(crate) faults: AtomicU32,
+}
+
+impl MemoryStore {
+    /// Tokens by minute, read off the keys and values as they stand.
+    pub(crate) fn minutes(&self) -> BTreeMap<u64, u64> {
+        let map = self.map.lock().expect("not poisoned");
+        let rows = map.iter().filter(|(key, _)| key.starts_with("tokens/"));
+        let mut minutes = BTreeMap::new();
+        for (key, stored) in rows {
+            let minute = key.rsplit('/').next().and_then(|minute| minute.parse().ok()).expect("a minute");
+            let value: serde_json::Value = serde_json::from_slice(&stored.value).expect("it is JSON");
+            let of = |row: &serde_json::Value, name: &str| row[name].as_u64().expect("a number");
+            let tokens = |row| of(row, "input_tokens") + of(row, "output_tokens");
+            let sum: u64 = value["rows"].as_array().expect("rows").iter().map(tokens).sum();
+            *minutes.entry(minute).or_default() += sum;
+        }
+        minutes
+    }
 }
 
 impl Store for MemoryStore {

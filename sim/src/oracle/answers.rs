@@ -8,11 +8,33 @@ use crate::sometimes::Point;
 use crate::trace::Actor;
 use crate::world::{Ending, State, World};
 
-use super::calls::{EXPIRY, certain_candidates, running, serves_path};
-use super::{ANSWER_ENDS, ANSWER_PURE, CATALOG_AGE, CATALOG_ISOLATION};
+use super::breakers::gives_up_at;
+use super::calls::{Closed, EXPIRY, certain_candidates, running, serves_path};
+use super::{ANSWER_ENDS, ANSWER_PURE, BREAKER_HONEST, CATALOG_AGE, CATALOG_ISOLATION};
 
 /// How long an error is answered, and how long a pause may have held back the news of it.
 const ERROR_EXPIRY: u64 = (300 + 60) * 1_000_000_000;
+
+/// A client has the head of an answer.
+pub(crate) fn headed(world: &World, client: usize, status: u16) {
+    let now = world.now();
+    let mut state = world.state.lock();
+    state.clients[client].status = Some(status);
+    state.trace.note(now, Actor::Client(client), "has the head: {a}", u64::from(status), 0);
+    // A refusal is passed on, too, after nobody else had a slot in time.
+    if status != 200 {
+        may_have_waited(&mut state, client);
+    }
+}
+
+/// What a client has come to may be the end of a wait for a slot that never came.
+fn may_have_waited(state: &mut State, client: usize) {
+    let of = &state.clients[client];
+    if of.asked.call.inference().is_some() {
+        let instance = of.instance;
+        state.instances[instance].waited_in_vain_max += 1;
+    }
+}
 
 /// A client got `bytes`.
 pub(crate) fn got(world: &World, client: usize, bytes: &[u8]) {
@@ -41,11 +63,7 @@ pub(crate) fn got(world: &World, client: usize, bytes: &[u8]) {
     let text = bytes.trim_ascii_start();
     if of.status == Some(200) && (text.starts_with(b"{\"error\"") || text.starts_with(b"event: error")) {
         of.error_said = true;
-        let whole = of.sources.iter().flatten().find(|call| calls[**call].ended_whole);
-        if let Some(call) = whole {
-            let why = format!("client {client} is told that call {call} broke off, which ended whole");
-            return state.break_promise(now, ANSWER_ENDS, why);
-        }
+        broken_for_a_reason(&mut state, &world.plan, now, client);
         if bytes.windows(11).any(|window| window == b"no byte for") {
             state.reached(Point::IdleTimedOut);
         }
@@ -75,9 +93,15 @@ pub(crate) fn ended(world: &World, client: usize, ending: Ending) {
         Ending::NotServed => "finds nobody there",
     };
     state.trace.note(now, Actor::Client(client), what, 0, 0);
+    if state.clients[client].status.is_none() && !state.clients[client].turned_away {
+        may_have_waited(&mut state, client);
+    }
     let of = &state.clients[client];
     if of.calls.len() > 1 {
         state.reached(Point::Retried);
+    }
+    if ending == Ending::BrokenOff {
+        broken_for_a_reason(&mut state, &world.plan, now, client);
     }
     let of = &state.clients[client];
     if ending != Ending::Answered || of.asked.call.inference().is_none() || of.error_said {
@@ -92,6 +116,22 @@ pub(crate) fn ended(world: &World, client: usize, ending: Ending) {
     } else {
         let why =
             format!("client {client} saw a clean end after {} bytes of an answer that was not whole", of.got);
+        state.break_promise(now, ANSWER_ENDS, why);
+    }
+}
+
+/// A client is told, in a record or by a cut, that its answer broke off: then its endpoint has broken it off,
+/// ended it before it was whole, or was silent for too long.
+fn broken_for_a_reason(state: &mut State, plan: &Plan, now: u64, client: usize) {
+    let last = state.clients[client].calls.last().copied();
+    let broken = last.is_some_and(|id| match state.calls[id].closed {
+        Some(Closed::Broken) => true,
+        Some(Closed::Dropped) => now >= gives_up_at(state, plan, id),
+        Some(Closed::Ended | Closed::Refused(_)) | None => false,
+    });
+    if !broken {
+        let how = last.map(|id| state.calls[id].closed);
+        let why = format!("client {client} is told that its answer broke off, and its call came to {how:?}");
         state.break_promise(now, ANSWER_ENDS, why);
     }
 }
@@ -112,6 +152,15 @@ pub(crate) fn failed(world: &World, client: usize, failure: &Failure) {
         Failure::Nonsense { .. } => Point::Nonsense,
         Failure::Upstream { .. } => Point::UpstreamFailed,
     });
+    let at_once = matches!(
+        failure,
+        Failure::UnknownModel { .. }
+            | Failure::NobodyAnswers { .. }
+            | Failure::WrongFamily { .. }
+            | Failure::QueueFull { .. }
+            | Failure::Unhealthy { .. }
+    );
+    state.clients[client].turned_away = at_once && state.clients[client].calls.is_empty();
     match failure {
         Failure::UnknownModel { asked, failed, .. } => {
             for name in asked {
@@ -127,6 +176,7 @@ pub(crate) fn failed(world: &World, client: usize, failure: &Failure) {
             }
         }
         Failure::QueueTimeout { .. } => waited_in_vain(&mut state, &world.plan, now, client),
+        Failure::Unhealthy { .. } => turned_away(&mut state, &world.plan, now, client),
         _ => {}
     }
     calm_but_failed(&mut state, &world.plan, now, client, failure);
@@ -196,6 +246,21 @@ fn waited_in_vain(state: &mut State, plan: &Plan, now: u64, client: usize) {
     if let Some(endpoint) = free {
         let why = format!("client {client} waited in vain for a slot while endpoint {endpoint} had one free");
         state.break_promise(now, ANSWER_ENDS, why);
+    }
+}
+
+/// Nobody is turned away as long as an endpoint is well.
+fn turned_away(state: &mut State, plan: &Plan, now: u64, client: usize) {
+    let of = &state.clients[client];
+    let (instance, model) = (of.instance, of.asked.model);
+    if !of.calls.is_empty() || plan.faults.is_on(Fault::Pause) {
+        return;
+    }
+    if let Some(well) = certain_candidates(state, plan, now, client, model).first() {
+        let why = format!(
+            "instance {instance} tells client {client} that nobody is healthy, and endpoint {well} is"
+        );
+        state.break_promise(now, BREAKER_HONEST, why);
     }
 }
 

@@ -1,16 +1,13 @@
 //! What one call from an instance to an endpoint proves, when it opens and when it closes.
 
-use pointsman::core::breaker::Health;
-
 use crate::net::concerns_of;
 use crate::plan::{Plan, Speaks};
 use crate::sometimes::Point;
 use crate::trace::Actor;
 use crate::world::{CallKind, Listing, State};
 
-use super::{
-    BREAKER_HONEST, CATALOG_AGE, CATALOG_ISOLATION, CATALOG_SINGLE_FLIGHT, SLOT_CONSERVATION, SLOT_LIMIT,
-};
+use super::breakers::Told;
+use super::{CATALOG_AGE, CATALOG_ISOLATION, CATALOG_SINGLE_FLIGHT, SLOT_CONSERVATION, SLOT_LIMIT};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -55,6 +52,7 @@ fn inference_opened(state: &mut State, plan: &Plan, now: u64, id: usize, model: 
         of.breakers[endpoint].moved_at = now;
     }
     of.running_calls.push(id);
+    of.sent += 1;
     let at_endpoint: usize = state
         .instances
         .iter()
@@ -78,16 +76,7 @@ fn inference_opened(state: &mut State, plan: &Plan, now: u64, id: usize, model: 
     overloaded_without_need(state, plan, now, id, model, running);
     errors_expire(state, plan, now, id);
 
-    let watch = &mut state.instances[instance].breakers[endpoint];
-    let open = watch.health == Health::Open && now < watch.open_until_at_least;
-    if open && watch.granted_before > 0 {
-        watch.granted_before -= 1;
-        watch.opened_at_call = id + 1;
-    } else if open {
-        let why =
-            format!("instance {instance} sends call {id} to endpoint {endpoint}, whose breaker is open");
-        state.break_promise(now, BREAKER_HONEST, why);
-    }
+    state.instances[instance].told.push(Told::Entered(id));
     listed_lately(state, plan, now, id, model);
 }
 
@@ -114,7 +103,7 @@ pub(super) fn certain_candidates(
         .iter()
         .copied()
         .filter(|e| speaks_all || plan.endpoints[*e].speaks == Speaks::Ollama)
-        .filter(|e| of.breakers[*e].health == Health::Closed && of.arrivals[*e] == 0 && of.reloads == 0)
+        .filter(|e| of.breakers[*e].reference.is_closed() && of.arrivals[*e] == 0 && of.reloads == 0)
         // Whoever waits looks again every second.
         .filter(|e| now > of.breakers[*e].silent_until + 1_100_000_000)
         .filter(|e| {
@@ -268,8 +257,7 @@ pub(crate) fn call_took(state: &mut State, now: u64, id: usize) {
         return;
     }
     let (instance, endpoint) = (call.instance, call.endpoint);
-    let watch = &mut state.instances[instance].breakers[endpoint];
-    watch.good_since_open |= id >= watch.opened_at_call;
+    state.instances[instance].told.push(Told::Streams(id));
     silence_over(state, now, instance, endpoint);
     state.instances[instance].breakers[endpoint].moved_at = now;
 }
@@ -288,8 +276,8 @@ pub(crate) fn call_closed(state: &mut State, plan: &Plan, now: u64, id: usize, h
     if !core::mem::take(&mut state.calls[id].open) {
         return;
     }
-    let call = &mut state.calls[id];
-    call.ended_whole = call.whole && how == Closed::Ended;
+    state.calls[id].closed = Some(how);
+    let call = &state.calls[id];
     let (instance, endpoint, kind) = (call.instance, call.endpoint, call.kind);
     let actor = Actor::Endpoint(endpoint);
     let what = match how {
@@ -307,7 +295,7 @@ pub(crate) fn call_closed(state: &mut State, plan: &Plan, now: u64, id: usize, h
         CallKind::Inference(model) => {
             state.instances[instance].running_calls.retain(|running| *running != id);
             silence_over(state, now, instance, endpoint);
-            judge(state, plan, now, id, how);
+            state.instances[instance].told.push(Told::Left(id, how));
             count(state, now, id, model);
         }
         CallKind::Listing(listing) => listing_closed(state, plan, now, id, listing, how),
@@ -337,27 +325,6 @@ fn listing_closed(state: &mut State, plan: &Plan, now: u64, id: usize, listing: 
         }
         state.reached(Point::FetchTimedOut);
     }
-}
-
-/// Whether this end is a reason to open the endpoint's breaker, or to close it.
-fn judge(state: &mut State, plan: &Plan, now: u64, id: usize, how: Closed) {
-    let call = &state.calls[id];
-    let nonsense = call.visible.starts_with(b"<") && call.taken > 0;
-    let said_failed = call.visible.windows(18).any(|window| window == b" ran out of memory");
-    let (faulty, good) = match how {
-        Closed::Refused(status) => (status >= 500, status < 500 && status != 429),
-        Closed::Ended => (nonsense || said_failed, !nonsense && !said_failed),
-        Closed::Broken => (true, false),
-        // By its timeouts only; a client that leaves says nothing about the endpoint.
-        Closed::Dropped if nonsense => (true, false),
-        Closed::Dropped if call.taken == 0 => {
-            (now >= call.opened + plan.settings.first_byte_timeout_ms * 1_000_000, false)
-        }
-        Closed::Dropped => (now >= call.taken_at + plan.settings.idle_timeout_ms * 1_000_000, false),
-    };
-    let watch = &mut state.instances[call.instance].breakers[call.endpoint];
-    watch.faults += u32::from(faulty);
-    watch.good_since_open |= good && id >= watch.opened_at_call;
 }
 
 /// What the router must record, in this very step.

@@ -1,7 +1,7 @@
 //! After each step of an instance: what the router says it has in flight, and has recorded, against
 //! what its endpoints see and have answered.
 
-use pointsman::core::breaker::{Health, Settings};
+use pointsman::core::breaker::Settings;
 use pointsman::core::invariants::{self, Broken};
 use pointsman::core::slots::{Limits, Snapshot};
 use pointsman::flow::router::Router;
@@ -11,9 +11,10 @@ use core::time::Duration;
 use crate::faults::Fault;
 use crate::plan::Plan;
 use crate::sometimes::Point;
-use crate::world::{BreakerWatch, CallKind, State, World};
+use crate::world::{CallKind, State, World};
 
-use super::{ANSWER_ENDS, BREAKER_HONEST, SLOT_CONSERVATION, SNAPSHOT_WHOLE, TOKEN_CONSERVATION};
+use super::breakers;
+use super::{ADMITTED_ADDS_UP, ANSWER_ENDS, SLOT_CONSERVATION, SNAPSHOT_WHOLE, TOKEN_CONSERVATION};
 
 /// Checks an instance that is up.
 pub(crate) fn after_step(world: &World, instance: usize) {
@@ -60,8 +61,9 @@ fn check(state: &mut State, plan: &Plan, now: u64, instance: usize, router: &Rou
     // What the world outside sees says more than a sum that is wrong.
     in_flight(state, plan, instance, slots)?;
     limits(state, instance, slots)?;
+    admitted(state, instance, slots)?;
     collected(state, plan, now, instance, slots)?;
-    breakers(state, plan, now, instance, slots)?;
+    breakers::judge(state, plan, now, instance, &slots.endpoints)?;
 
     let of = &mut state.instances[instance];
     let balance = router.usage().ledger().balance();
@@ -142,6 +144,35 @@ fn limits(state: &mut State, instance: usize, slots: &Snapshot) -> Judged {
     Ok(())
 }
 
+/// What the router has admitted is what came: every call it sent, and whoever waits or may have waited in
+/// vain. A reload may send a client back into the queue, so these lives are not judged.
+fn admitted(state: &State, instance: usize, slots: &Snapshot) -> Judged {
+    let of = &state.instances[instance];
+    let (sent, running) = (of.sent, of.running_calls.len() as u64);
+    let over = sent - running;
+    let at_least = slots.admitted >= sent && slots.finished >= over;
+    if !at_least || (of.reloads == 0 && slots.finished > over + of.waited_in_vain_max) {
+        let why = format!(
+            "instance {instance} has admitted {} and finished {}; it has sent {sent} calls, {running} of them are \
+             under way, and {} clients may have waited in vain",
+            slots.admitted, slots.finished, of.waited_in_vain_max
+        );
+        return Err((ADMITTED_ADDS_UP, why));
+    }
+    let waiting = (slots.queued + slots.handed_over) as u64;
+    if waiting > 0 {
+        let asks_a_model = |client: &&usize| state.clients[**client].asked.call.inference().is_some();
+        let there = of.serving.values().filter(asks_a_model).count() as u64;
+        if waiting + running > there {
+            let why = format!(
+                "{waiting} requests wait at instance {instance} and {running} run, {there} clients are there"
+            );
+            return Err((ADMITTED_ADDS_UP, why));
+        }
+    }
+    Ok(())
+}
+
 /// Whoever is granted a slot takes it at once: no time passes while a task is ready.
 fn collected(state: &mut State, plan: &Plan, now: u64, instance: usize, slots: &Snapshot) -> Judged {
     let of = &mut state.instances[instance];
@@ -215,67 +246,6 @@ fn in_flight(state: &State, plan: &Plan, instance: usize, slots: &Snapshot) -> J
         return Err((SLOT_CONSERVATION, why));
     }
     Ok(())
-}
-
-fn breakers(state: &mut State, plan: &Plan, now: u64, instance: usize, slots: &Snapshot) -> Judged {
-    let calls = state.calls.len();
-    for (number, used) in slots.endpoints.iter().enumerate() {
-        let of = &mut state.instances[instance];
-        let endpoint = of.numbers[number];
-        let failures = of.settings.breaker_failures;
-        let watch = &mut of.breakers[endpoint];
-        let before = core::mem::replace(&mut watch.health, used.health);
-        match (before, used.health) {
-            (Health::Closed, Health::Open | Health::HalfOpen) => {
-                let enough = if watch.on_trial { 1 } else { failures };
-                if watch.faults < enough {
-                    let why = format!(
-                        "instance {instance} opened the breaker of endpoint {endpoint} after {} faults, {enough} are needed",
-                        watch.faults
-                    );
-                    return Err((BREAKER_HONEST, why));
-                }
-                opened(watch, plan, now, calls, slots.handed_over);
-                state.reached(Point::BreakerOpened);
-            }
-            (Health::HalfOpen, Health::Open) => opened(watch, plan, now, calls, slots.handed_over),
-            (Health::Open | Health::HalfOpen, Health::Closed) => {
-                if !watch.good_since_open {
-                    let why = format!(
-                        "instance {instance} closed the breaker of endpoint {endpoint} without a probe that was answered"
-                    );
-                    return Err((BREAKER_HONEST, why));
-                }
-                watch.faults = 0;
-                watch.on_trial = true;
-                watch.opened_at_call = usize::MAX;
-                state.reached(Point::BreakerClosed);
-            }
-            _ => {}
-        }
-        let of = &state.instances[instance];
-        let watch = &of.breakers[endpoint];
-        if used.health != Health::Closed {
-            let probes = of
-                .running_calls
-                .iter()
-                .filter(|call| **call >= watch.opened_at_call && state.calls[**call].endpoint == endpoint)
-                .count();
-            if probes > 1 + watch.granted_before {
-                let why =
-                    format!("{probes} probes of instance {instance} are at endpoint {endpoint} at once");
-                return Err((BREAKER_HONEST, why));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn opened(watch: &mut BreakerWatch, plan: &Plan, now: u64, calls: usize, granted: usize) {
-    watch.granted_before = granted;
-    watch.opened_at_call = calls;
-    watch.good_since_open = false;
-    watch.open_until_at_least = now + plan.settings.breaker_open_ms * 1_000_000;
 }
 
 /// After quiet: nothing is held, nobody waits, and the last snapshot published was seen.

@@ -17,6 +17,7 @@ use pointsman::flow::audit;
 use pointsman::flow::follow::{Begin, FollowError, Reader};
 use pointsman::flow::pump::{Ending, Given, Pump, Turn};
 use pointsman::flow::router::Router;
+use pointsman::ports::StoreError;
 use pointsman::wire::event::Event;
 use pointsman::wire::filter::Filter;
 
@@ -141,6 +142,11 @@ fn bounds(of: &Instance) -> Bounds {
     }
 }
 
+/// Floor and tip as the router tells them, which it does before the disk has trimmed.
+fn bounds_told(of: &Instance) -> Bounds {
+    of.router.as_ref().map_or_else(|| bounds(of), |router| router.log().bounds())
+}
+
 /// Takes note of what has become durable in an instance's log, or can be seen.
 pub(crate) fn learn(state: &mut State, now: u64, instance: usize) {
     let of = &mut state.instances[instance];
@@ -256,7 +262,9 @@ pub(crate) fn began(world: &World, number: usize, begin: Begin, tip: Seq, reader
     let cursor = reader.cursor();
     state.trace.note(now, Actor::Subscriber(number), "begins behind event {a}", cursor, 0);
     let right = match begin {
-        Begin::Kept => Ok(()),
+        // Floors only rise: it is not further on than the floor is now.
+        Begin::Kept if cursor < bounds_told(&state.instances[instance]).floor => Ok(()),
+        Begin::Kept => Err(format!("it asked for all there is and begins after {cursor}")),
         Begin::After(after) if after == cursor => {
             state.reached(Point::Resumed);
             Ok(())
@@ -264,7 +272,8 @@ pub(crate) fn began(world: &World, number: usize, begin: Begin, tip: Seq, reader
         Begin::After(after) => {
             Err(format!("it asked for what comes after {after} and begins after {cursor}"))
         }
-        Begin::Live => Ok(()),
+        Begin::Live if (tip..=bounds_told(&state.instances[instance]).tip).contains(&cursor) => Ok(()),
+        Begin::Live => Err(format!("it asked for what comes behind {tip} and begins after {cursor}")),
         Begin::Since(time) => {
             let events = &state.instances[instance].events;
             let late = |seq: &Seq| events.get(*seq).is_some_and(|event| event.time_ms > time.as_millis());
@@ -477,6 +486,12 @@ pub(crate) fn refused(world: &World, number: usize, router: &Router, error: &Fol
         }
         FollowError::Future { after, tip } => {
             format!("is told that its number {after} is ahead of the tip {tip}")
+        }
+        // Its disk fails, fills up and forgets what was not synced; it never damages what it holds.
+        FollowError::Store(StoreError::Corrupt(why)) => {
+            let why = format!("is told that the log is damaged: {why}");
+            drop(state);
+            return broken(world, number, FEED_DURABLE, why);
         }
         FollowError::Store(_) => return,
         FollowError::Off => "is told that the log is off".to_owned(),

@@ -9,13 +9,14 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use serde_json::Value;
 
-use super::{Entry, Shrunk, Zoo, run};
+use super::{Entry, Shrunk, Status, Zoo, run};
+use crate::corpus;
 
 /// Starting seeds per entry.
 const STARTS: u64 = 20;
@@ -77,10 +78,8 @@ impl Zoo {
                 }
                 Some(found) => {
                     let promise = found["promise"].as_str().unwrap_or_default().to_owned();
-                    if entry.note.is_empty() {
-                        entry.note =
-                            format!("seed {}: {}", found["seed"], found["why"].as_str().unwrap_or_default());
-                    }
+                    let why = found["why"].as_str().unwrap_or_default();
+                    entry.shown_first(&promise, || format!("seed {}: {why}", found["seed"]));
                     (promise, found["seed"].as_u64().unwrap_or(first))
                 }
             };
@@ -90,12 +89,31 @@ impl Zoo {
         }
         entry.judge(until_found);
         entry.seconds = began.elapsed().as_secs_f64();
-        entry.shrunk = first_found.and_then(|seed| self.shrink(seed));
+        entry.shrunk = first_found.and_then(|seed| self.shrink(seed, &entry.id));
+        self.look_in_kept_worlds(entry);
     }
 
-    fn shrink(&self, seed: u64) -> Option<Shrunk> {
+    /// A world that was kept because it showed this bug must show it again.
+    fn look_in_kept_worlds(&self, entry: &mut Entry) {
+        let folder = self.root.join("sim/corpus");
+        let own = |path: &PathBuf| corpus::read(path).is_ok_and(|kept| kept.zoo.as_ref() == Some(&entry.id));
+        let kept: Vec<PathBuf> = corpus::files(&folder).unwrap_or_default().into_iter().filter(own).collect();
+        for path in kept {
+            let mut again = Command::new(self.scratch.join("target/release/sim"));
+            let status = again.arg("corpus").arg(&path).stdin(Stdio::null()).stdout(Stdio::null()).status();
+            if status.is_ok_and(|status| status.code() == Some(0)) {
+                entry.status = Status::Missed;
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                entry.note.push_str(&format!("; the kept world {name} no longer shows it"));
+            }
+        }
+    }
+
+    fn shrink(&self, seed: u64, id: &str) -> Option<Shrunk> {
         let mut shrink = Command::new(self.scratch.join("target/release/sim"));
-        shrink.args(["shrink", &seed.to_string(), "--json", "--folder"]).arg(self.scratch.join("shrunk"));
+        shrink
+            .args(["shrink", &seed.to_string(), "--zoo", id, "--json", "--folder"])
+            .arg(self.scratch.join("shrunk"));
         let output = shrink.stdin(Stdio::null()).output().ok()?;
         serde_json::from_slice(&output.stdout).ok()
     }
