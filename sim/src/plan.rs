@@ -74,6 +74,18 @@ impl EndpointPlan {
         }
     }
 
+    /// Which model the router counts under this name, if it is one that [`EndpointPlan::tracked`] gives.
+    /// Asked after every step, so it makes no strings.
+    pub(crate) fn number_of(&self, tracked: &str) -> Option<usize> {
+        let number = tracked.strip_prefix('m')?;
+        let number = match self.speaks {
+            Speaks::Ollama => number.strip_suffix(":latest")?,
+            Speaks::LlamaServer | Speaks::OpenAi => number,
+        };
+        let number: usize = number.parse().ok()?;
+        (number < self.models.len()).then_some(number)
+    }
+
     /// Model `number` as the router must count it there: the naming rules, written a second time.
     pub(crate) fn tracked(&self, number: usize) -> String {
         match self.speaks {
@@ -129,9 +141,16 @@ pub(crate) struct LogSettings {
     #[serde(default)]
     pub(crate) switches: bool,
     /// A subscriber that takes nothing for so long is cut off.
+    #[serde(default = "stall_ms")]
     pub(crate) stall_ms: u64,
-    /// Events per second to all subscribers of one address.
+    /// Events per second to all subscribers of one address; 0 is no limit.
+    #[serde(default)]
     pub(crate) per_ip_limit: u32,
+}
+
+/// As configured where nothing else is said.
+fn stall_ms() -> u64 {
+    30_000
 }
 
 impl Settings {
@@ -261,8 +280,10 @@ pub(crate) struct SubscriberPlan {
     pub(crate) then: Vec<String>,
     /// Its server learns at once when a piece is written, as over a WebSocket, and gives up a write in the
     /// middle; else only when it is asked for the next.
+    #[serde(default)]
     pub(crate) over_socket: bool,
     /// It takes no longer messages than this.
+    #[serde(default)]
     pub(crate) message_bytes_max: Option<usize>,
 }
 

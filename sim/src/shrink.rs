@@ -249,6 +249,8 @@ const PLAINER_SUBSCRIBERS: &[Change] = &[
     |plan, at| plan.subscribers[at].leaves_after = None,
     |plan, at| plan.subscribers[at].cut_after = None,
     |plan, at| plan.subscribers[at].changes_after = None,
+    |plan, at| plan.subscribers[at].over_socket = false,
+    |plan, at| plan.subscribers[at].message_bytes_max = None,
 ];
 
 /// Worlds in which less goes on by itself, and that end sooner.

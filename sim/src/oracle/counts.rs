@@ -220,9 +220,7 @@ fn in_flight(state: &State, plan: &Plan, instance: usize, slots: &Snapshot) -> J
             return Err((SLOT_CONSERVATION, why));
         }
         for (model, count) in used.in_flight.iter() {
-            let known = (0..plan.endpoints[endpoint].models.len())
-                .find(|number| plan.endpoints[endpoint].tracked(*number) == model.as_str());
-            let Some(known) = known else {
+            let Some(known) = plan.endpoints[endpoint].number_of(model.as_str()) else {
                 return Err((
                     SLOT_CONSERVATION,
                     format!("endpoint {endpoint} has slots under {model}, a name it does not have"),

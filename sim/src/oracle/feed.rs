@@ -562,7 +562,8 @@ pub(crate) fn at_rest(world: &World, tips: &[Seq]) {
         let (instance, expect) = (of.instance, of.expect);
         let tip = tips[instance];
         let up = state.instances[instance].status == Status::Up;
-        if up && (!of.connected || expect.is_none_or(|expect| expect < tip)) {
+        let came = of.sessions > 0;
+        if up && came && (!of.connected || expect.is_none_or(|expect| expect < tip)) {
             let why = format!(
                 "subscriber {number} has everything up to {expect:?} at rest, the tip of instance {instance} was {tip}"
             );
