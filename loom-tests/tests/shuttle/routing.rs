@@ -136,7 +136,8 @@ impl Town {
         let body = Bytes::from_static(br#"{"model":"m","messages":[]}"#);
         let ask = Ask::parse(Shape::OllamaChat, &body).expect("a valid request");
         let (shape, path, headers) = (Shape::OllamaChat, "/api/chat", HeaderMap::new());
-        let inference = Inference { shape, path, headers, body, ask, id: "a request".into(), client_key: None };
+        let inference =
+            Inference { shape, path, headers, body, ask, id: "a request".into(), client_key: None };
         let Ok(mut answer) = self.router.infer(inference).await else { return };
         if !answer.status.is_success() {
             return;
@@ -342,8 +343,7 @@ fn follow() {
             }
         })
     });
-    let mut tasks =
-        vec![spawn(reader(town.clone(), Begin::Kept)), spawn(reader(town.clone(), Begin::Live))];
+    let mut tasks = vec![spawn(reader(town.clone(), Begin::Kept)), spawn(reader(town.clone(), Begin::Live))];
     let router = CoreArc::clone(&town.router);
     tasks.push(spawn(async move {
         let serving = async {

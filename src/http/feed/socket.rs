@@ -146,10 +146,11 @@ async fn next(socket: &mut WebSocket, pump: &mut Pump) -> Result<Next, Parting> 
     let mut turn = pin!(pump.turn());
     loop {
         tokio::select! {
-            heard = socket.recv() => match hear(heard.ok_or(Parting::Gone)?)? {
-                Some(wish) => return Ok(Next::Wish(wish)),
-                None => {}
-            },
+            heard = socket.recv() => {
+                if let Some(wish) = hear(heard.ok_or(Parting::Gone)?)? {
+                    return Ok(Next::Wish(wish));
+                }
+            }
             turn = turn.as_mut() => return Ok(Next::Turn(turn)),
         }
     }
