@@ -256,7 +256,12 @@ impl EventLog {
         }
         let mut next = floor.max(self.looked.load(Ordering::Relaxed) + 1);
         for _ in 0..LOOK_PAGES {
-            let records = match stored.read(next, LOOK_PAGE).await {
+            // What the store holds behind the tip is about to be seen: it must not go before.
+            let left = usize::try_from((bounds.tip + 1).saturating_sub(next)).unwrap_or(usize::MAX);
+            if left == 0 {
+                break;
+            }
+            let records = match stored.read(next, LOOK_PAGE.min(left)).await {
                 Ok(records) if records.is_empty() => break,
                 Ok(records) => records,
                 Err(StoreError::Trimmed { .. }) => break,
@@ -273,7 +278,7 @@ impl EventLog {
                 next += 1;
             }
         }
-        Ok(floor.min(bounds.tip + 1))
+        Ok(floor)
     }
 
     /// Events below `floor` are given up: first told, then trimmed. If the store fails, the next call tries again.

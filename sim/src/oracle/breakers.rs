@@ -281,9 +281,13 @@ fn whole_at(state: &State, id: usize) -> Option<usize> {
         return None;
     }
     let text = &call.visible;
-    if text.starts_with(b"data:") {
-        let at = text.windows(FINISH.len()).position(|window| window == FINISH)?;
-        return Some(at + FINISH.len());
+    // Odd lines may stand before the first record.
+    if text.starts_with(b"data:") || text.windows(6).any(|window| window == b"\ndata:") {
+        let end_of = |what: &[u8]| {
+            text.windows(what.len()).position(|window| window == what).map(|at| at + what.len())
+        };
+        // The record that says so may be hidden, for its usage.
+        return end_of(FINISH).or_else(|| end_of(b"data: [DONE]"));
     }
     Some(text.trim_ascii_end().len())
 }
