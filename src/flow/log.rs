@@ -582,6 +582,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_stored_and_not_seen_yet_is_not_given_up() {
+        let store = MemoryStore::new();
+        let life = open(EventLogMode::Group, &store).await;
+        log(&life, &store, [10, 1_000_000]).await;
+        // Its append has reached the store, and not come back yet.
+        let old = Event::new(Kind::ConfigReloaded, Fields { time_ms: 20, ..Fields::default() });
+        store.append(3, vec![Record::encode(1_000_000, &old)]).await.unwrap();
+        let stored = life.stored(&store).expect("it is stored");
+        assert_eq!(life.first_young(stored, life.bounds(), 30, 60).await, Ok(2));
+    }
+
+    #[tokio::test]
     async fn a_log_that_cannot_keep_up_says_how_many_events_are_missing() {
         let store = MemoryStore::new();
         let life = open(EventLogMode::Group, &store).await;
