@@ -16,10 +16,7 @@ use crate::core::time::Instant;
 use crate::http::peer::Cut;
 use crate::ports::Clock;
 
-use super::GRACE;
-
-/// How long a piece may stay in a connection's hands once the server stops.
-const STOP_GRACE: Duration = Duration::from_secs(2);
+use super::{GRACE, STOP_GRACE};
 
 /// The clock beside one stream; it stops with the stream.
 pub(super) struct Leash {

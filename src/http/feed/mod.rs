@@ -41,6 +41,9 @@ pub(super) const ROUTES: [&str; 2] = ["/api/events", "/subscribe"];
 /// How long a subscriber that is cut off may take to read why.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long a subscriber may take over what it has once the server stops, which waits for it.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
 /// Seconds after which a client that found no seat may try again.
 const RETRY_AFTER_SECS: u64 = 5;
 
@@ -95,10 +98,9 @@ pub(super) async fn socket(State(app): State<App>, mut request: Request) -> Resp
     };
     let (parts, _) = request.into_parts();
     match subscribe(&app, &parts).await {
-        Ok((pump, Encoding::Text)) => socket::answer(upgrade, pump, None, app.stopping()),
-        Ok((pump, Encoding::Zstd)) => {
-            let stopping = app.stopping();
-            socket::answer(upgrade, pump, Some(app.packer), stopping)
+        Ok((pump, encoding)) => {
+            let packer = (encoding == Encoding::Zstd).then(|| Arc::clone(&app.packer));
+            socket::answer(upgrade, pump, packer, app.stopping())
         }
         Err(refused) => refused,
     }

@@ -4,8 +4,6 @@
 
 use std::pin::pin;
 
-use core::time::Duration;
-
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use bytes::Bytes;
@@ -18,10 +16,10 @@ use tungstenite::Error as WsError;
 use crate::core::sync::Arc;
 use crate::flow::pump::{Ending, Given, Pump, Turn, Wish};
 
-use super::GRACE;
 use super::ending::object;
 use super::pack::Packer;
 use super::query::{self, BadQuery};
+use super::{GRACE, STOP_GRACE};
 
 /// The longest message a client may send, in bytes.
 const MESSAGE_MAX: usize = 64 * 1024;
@@ -31,9 +29,6 @@ const READ_BUFFER: usize = 4 * 1024;
 
 /// More than one piece, so that a piece is handed over whole and then written out.
 const WRITE_BUFFER: usize = 64 * 1024;
-
-/// How long the last words and the client's goodbye may take once the server stops: it waits for them.
-const STOP_GRACE: Duration = Duration::from_secs(2);
 
 /// Close codes: RFC 6455's, and two of our own.
 mod code {
