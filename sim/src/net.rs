@@ -176,6 +176,7 @@ fn open(world: &Arc<World>, instance: usize, life: u32, request: &UpstreamReques
         status: None,
         visible,
         whole: script.finish == Finish::Whole,
+        complete_at: script.complete_at,
         taken: 0,
         taken_at: now,
         counted: None,

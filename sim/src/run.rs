@@ -298,9 +298,9 @@ impl Run {
         let quiet = 2 * world.plan.settings.flush_interval_ms * 1_000_000 + 10 * SECOND;
         self.until(world.now() + quiet, |_| false);
         // Whoever wants nothing of what came last is told how far that was a second later.
-        let tips = oracle::feed::tips(&world);
+        let before = oracle::feed::progress(&world);
         self.until(world.now() + 3 * SECOND, |_| false);
-        oracle::feed::at_rest(&world, &tips);
+        oracle::feed::at_rest(&world, &before);
         for index in 0..world.plan.instances.len() {
             if self.is_broken() {
                 return;

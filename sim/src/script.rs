@@ -104,6 +104,8 @@ pub(crate) struct Script {
     /// When, after the head, the bytes up to where have come.
     pub(crate) chunks: Vec<(u64, usize)>,
     pub(crate) finish: Finish,
+    /// Once so many bytes have come it is known that the message is whole, if it ever is.
+    pub(crate) complete_at: Option<usize>,
     /// In the order in which they are known; the newest counts.
     pub(crate) counts: Vec<Counts>,
     /// Usage reports that a client which did not ask for them must not see.
@@ -123,6 +125,7 @@ impl Script {
             bytes: Bytes::new(),
             chunks: Vec::new(),
             finish: Finish::Whole,
+            complete_at: None,
             counts: Vec::new(),
             hidden: Vec::new(),
             acts: Vec::new(),
@@ -209,7 +212,7 @@ fn write(question: &Question<'_>, dice: &Dice<'_>, pace: &mut Stream, script: &m
         (true, false) => writing.events(),
         (false, _) => writing.document(ollama),
     }
-    let Body { text, mut ends, whole_at, divisible_to } = writing.body;
+    let Body { text, mut ends, whole_at, complete_at, divisible_to } = writing.body;
     let bytes = text.len();
     let mut stop = bytes;
     if !fails {
@@ -255,6 +258,7 @@ fn write(question: &Question<'_>, dice: &Dice<'_>, pace: &mut Stream, script: &m
         .collect();
     script.bytes = Bytes::from(text);
     script.bytes.truncate(stop);
+    script.complete_at = complete_at.filter(|at| *at <= stop);
 }
 
 /// Records of the body: where each ends.
@@ -263,6 +267,8 @@ struct Body {
     ends: Vec<usize>,
     /// From here on the message is whole, if it ever is.
     whole_at: Option<usize>,
+    /// A reader knows so from here on: a record is over at its brace, a mark with its line.
+    complete_at: Option<usize>,
     /// Chunks and breaks fall at or before here, or at the end: within are the counts of a document.
     divisible_to: usize,
 }
@@ -302,7 +308,13 @@ impl<'a> Writing<'a> {
         Writing {
             question,
             script,
-            body: Body { text: Vec::new(), ends: Vec::new(), whole_at: None, divisible_to: 0 },
+            body: Body {
+                text: Vec::new(),
+                ends: Vec::new(),
+                whole_at: None,
+                complete_at: None,
+                divisible_to: 0,
+            },
             tokens,
             fails,
             eol: if dice.strikes(Fault::CrLf) { "\r\n" } else { "\n" },
@@ -386,8 +398,11 @@ impl<'a> Writing<'a> {
         }
     }
 
+    /// The record just closed makes the message whole.
     fn whole(&mut self) {
-        self.body.whole_at.get_or_insert(self.body.text.len());
+        let len = self.body.text.len();
+        self.body.whole_at.get_or_insert(len);
+        self.body.complete_at.get_or_insert(len);
     }
 
     /// The end of the whole body.
@@ -527,7 +542,6 @@ impl Writing<'_> {
             ));
             self.glyph(self.tokens);
             self.push("\"},\"finish_reason\":\"stop\"}]}");
-            // The record is known to be closed at its brace.
             self.whole();
             self.end_event();
         }
@@ -605,7 +619,8 @@ impl Writing<'_> {
     fn done_event(&mut self) {
         self.begin_event();
         self.push("data: [DONE]");
-        self.whole();
+        self.body.whole_at.get_or_insert(self.body.text.len());
+        self.body.complete_at.get_or_insert(self.body.text.len() + self.eol.len());
         self.end_event();
     }
 
@@ -759,9 +774,16 @@ mod tests {
     use super::*;
     use serde_json::Value;
 
-    /// What a full parser reads in a record, which may have bytes behind it that belong to no record.
-    fn record(text: &str) -> Option<Value> {
-        serde_json::Deserializer::from_str(text).into_iter().next()?.ok()
+    /// The bytes, with a mark in place of each that is no text.
+    fn text(script: &Script) -> String {
+        script.bytes.iter().map(|byte| if byte.is_ascii() { char::from(*byte) } else { '?' }).collect()
+    }
+
+    /// What a full parser reads in a record, and where that is over: bytes may follow that belong to no record.
+    fn record(text: &str) -> Option<(Value, usize)> {
+        let mut values = serde_json::Deserializer::from_str(text).into_iter();
+        let value = values.next()?.ok()?;
+        Some((value, values.byte_offset()))
     }
 
     fn count(value: &Value) -> Option<u64> {
@@ -773,40 +795,62 @@ mod tests {
         (input.is_some() || output.is_some()).then(|| (input.unwrap_or(0), output.unwrap_or(0)))
     }
 
-    /// A whole body read slowly: its last counts, whether its end is in it, and the usage reports.
-    fn read(script: &Script, streams: bool) -> (Option<(u64, u64)>, bool, Vec<String>) {
+    /// What a body read slowly and whole comes to.
+    #[derive(Default)]
+    struct Read {
+        counts: Option<(u64, u64)>,
+        /// From which byte on its end is known.
+        complete_at: Option<usize>,
+        /// It ends with a mark whose line does not.
+        ends_in_mark: bool,
+        reports: Vec<String>,
+    }
+
+    fn read(script: &Script, streams: bool) -> Read {
         const OLLAMA: [&str; 2] = ["prompt_eval_count", "eval_count"];
         const OPENAI: [&str; 2] = ["prompt_tokens", "completion_tokens"];
-        let text = String::from_utf8_lossy(&script.bytes).into_owned();
-        let (mut counts, mut done, mut reports) = (None, false, Vec::new());
+        let text = text(script);
+        let mut read = Read::default();
         if !streams {
-            let document = record(&text).expect("a document");
+            let (document, len) = record(&text).expect("a document");
             let usage = document.get("usage").and_then(|usage| said(usage, OPENAI));
-            return (usage.or(said(&document, OLLAMA)), true, reports);
+            read.counts = usage.or(said(&document, OLLAMA));
+            read.complete_at = Some(len);
+            return read;
         }
-        let lines = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
-        for line in lines {
-            let sse = script.content_type == "text/event-stream";
-            let data = if sse { line.strip_prefix("data: ") } else { Some(line) };
-            done |= sse && data == Some("[DONE]");
-            let Some((data, record)) = data.and_then(|data| Some((data, record(data)?))) else { continue };
+        let sse = script.content_type == "text/event-stream";
+        let mut at = 0;
+        for line in text.split_inclusive('\n') {
+            let (start, end) = (at, at + line.len());
+            at = end;
+            let bare = line.trim_end_matches(['\r', '\n']);
+            let data = if sse { bare.strip_prefix("data: ") } else { Some(bare) };
+            if sse && data == Some("[DONE]") {
+                read.ends_in_mark = !line.ends_with('\n');
+                read.complete_at = read.complete_at.or((!read.ends_in_mark).then_some(end));
+            }
+            let Some((data, (record, len))) = data.and_then(|data| Some((data, record(data)?))) else {
+                continue;
+            };
             if !record.is_object() {
                 continue;
             }
+            let closes = start + bare.len() - data.len() + len;
+            let done =
+                if sse { record["choices"][0]["finish_reason"].is_string() } else { record["done"] == true };
+            read.complete_at = read.complete_at.or(done.then_some(closes));
             if !sse {
-                done |= record["done"] == true;
-                counts = said(&record, OLLAMA).or(counts);
+                read.counts = said(&record, OLLAMA).or(read.counts);
                 continue;
             }
-            done |= record["choices"][0]["finish_reason"].is_string();
-            counts = record.get("usage").and_then(|usage| said(usage, OPENAI)).or(counts);
+            read.counts = record.get("usage").and_then(|usage| said(usage, OPENAI)).or(read.counts);
             let alone = serde_json::from_str::<Value>(data).is_ok();
             if alone && record["choices"].as_array().is_some_and(Vec::is_empty) && record["usage"].is_object()
             {
-                reports.push(data.to_owned());
+                read.reports.push(data.to_owned());
             }
         }
-        (counts, done, reports)
+        read
     }
 
     #[test]
@@ -841,18 +885,19 @@ mod tests {
             };
             let dice = Dice { seed: Seed(seed), key: [1; 4], switches: Some(&switches) };
             let script = inference(&question, &dice);
-            let (counts, done, reports) = read(&script, streams);
-            let text = String::from_utf8_lossy(&script.bytes);
+            let read = read(&script, streams);
+            let text = text(&script);
             let last = script.counts.last().map(|counts| (counts.input, counts.output));
-            assert_eq!(last, counts, "seed {seed}: {text}");
+            assert_eq!(last, read.counts, "seed {seed}: {text}");
+            assert_eq!(script.complete_at, read.complete_at, "seed {seed}: {text}");
             let fails = script.acts.iter().any(|(fault, _)| *fault == ErrorLine);
-            assert_eq!(script.finish == Finish::Whole, done || fails, "seed {seed}: {text}");
+            let ends = read.complete_at.is_some() || read.ends_in_mark || fails;
+            assert_eq!(script.finish == Finish::Whole, ends, "seed {seed}: {text}");
             let hidden = script.hidden.iter().map(|hidden| {
-                let event = String::from_utf8_lossy(&script.bytes[hidden.clone()]).into_owned();
-                let lines = event.lines().filter_map(|line| line.strip_prefix("data: "));
+                let lines = text[hidden.clone()].lines().filter_map(|line| line.strip_prefix("data: "));
                 lines.collect::<String>()
             });
-            assert_eq!(hidden.collect::<Vec<_>>(), reports, "seed {seed}: {text}");
+            assert_eq!(hidden.collect::<Vec<_>>(), read.reports, "seed {seed}: {text}");
             acted.extend(script.acts.iter().map(|(fault, _)| fault.name()));
             let within = |acts: &Acts| !matches!(acts, Acts::Byte(at) if *at > script.bytes.len());
             assert!(script.acts.iter().all(|(_, acts)| within(acts)), "seed {seed}: {:?}", script.acts);

@@ -265,6 +265,8 @@ pub(crate) struct Call {
     pub(crate) visible: Bytes,
     /// That is the whole of it, as far as the endpoint is concerned.
     pub(crate) whole: bool,
+    /// Who has taken so many bytes knows that the message is whole, if it ever is.
+    pub(crate) complete_at: Option<usize>,
     /// Bytes the router has taken.
     pub(crate) taken: usize,
     /// When it took the last of them.

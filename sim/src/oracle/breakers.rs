@@ -10,7 +10,7 @@ use pointsman::core::slots::EndpointUse;
 
 use crate::plan::Plan;
 use crate::sometimes::Point;
-use crate::world::{CallKind, Ending, Instance, State};
+use crate::world::{Ending, Instance, State};
 
 use super::calls::Closed;
 use super::{ANSWER_ENDS, BREAKER_HONEST};
@@ -235,6 +235,7 @@ fn verdict(
     let call = &state.calls[id];
     let nonsense = call.visible.starts_with(b"<") && call.taken > 0;
     let said_failed = call.visible.windows(18).any(|window| window == b" ran out of memory");
+    let had_everything = call.complete_at.is_some_and(|at| call.taken >= at);
     Ok(match how {
         Closed::Refused(429) => Verdict::Nothing,
         Closed::Refused(status) if status < 500 => Verdict::Sound,
@@ -242,11 +243,9 @@ fn verdict(
         Closed::Ended if nonsense || said_failed => Verdict::Faulty,
         Closed::Ended => Verdict::Sound,
         Closed::Dropped if nonsense => Verdict::Faulty,
-        Closed::Dropped if client_left(state, id) => match whole_at(state, id) {
-            // It had everything, and did not wait for the connection to say so.
-            Some(whole) if call.taken >= whole && !said_failed => Verdict::Sound,
-            _ => Verdict::Nothing,
-        },
+        // It had everything, and did not wait for the connection to say so.
+        Closed::Dropped if client_left(state, id) && had_everything => Verdict::Sound,
+        Closed::Dropped if client_left(state, id) => Verdict::Nothing,
         Closed::Dropped if now >= gives_up_at(state, plan, id) => Verdict::Faulty,
         Closed::Dropped => {
             let why = format!("call {id} was given up before its time, and nobody had left");
@@ -271,25 +270,6 @@ pub(super) fn gives_up_at(state: &State, plan: &Plan, id: usize) -> u64 {
     } else {
         call.taken_at + plan.settings.idle_timeout_ms * 1_000_000
     }
-}
-
-/// Where an answer that its endpoint meant to be whole is whole, whatever comes behind.
-fn whole_at(state: &State, id: usize) -> Option<usize> {
-    const FINISH: &[u8] = b"\"finish_reason\":\"stop\"}]}";
-    let call = &state.calls[id];
-    if !(call.whole && call.status == Some(200) && matches!(call.kind, CallKind::Inference(_))) {
-        return None;
-    }
-    let text = &call.visible;
-    // Odd lines may stand before the first record.
-    if text.starts_with(b"data:") || text.windows(6).any(|window| window == b"\ndata:") {
-        let end_of = |what: &[u8]| {
-            text.windows(what.len()).position(|window| window == what).map(|at| at + what.len())
-        };
-        // The record that says so may be hidden, for its usage.
-        return end_of(FINISH).or_else(|| end_of(b"data: [DONE]"));
-    }
-    Some(text.trim_ascii_end().len())
 }
 
 #[cfg(test)]

@@ -530,21 +530,40 @@ pub(crate) async fn audit(world: Arc<World>, instance: usize) {
     }
 }
 
-/// The tip of every instance's log.
-pub(crate) fn tips(world: &World) -> Vec<Seq> {
-    world.state.lock().instances.iter().map(|of| bounds(of).tip).collect()
+/// How far an instance's log had come at some time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress {
+    /// The newest event that was durable.
+    tip: Seq,
+    /// The newest event that the router had handed in.
+    handed_in: Seq,
 }
 
-/// After quiet: everything handed in is durable, and everybody has come to what was the tip some seconds ago.
-pub(crate) fn at_rest(world: &World, tips: &[Seq]) {
+/// How far every instance's log has come.
+pub(crate) fn progress(world: &World) -> Vec<Progress> {
+    let of = |of: &Instance| {
+        let handed_in = of.router.as_ref().map_or(0, |router| {
+            let log = router.log();
+            log.bounds().tip + log.waiting() as Seq
+        });
+        Progress { tip: bounds(of).tip, handed_in }
+    };
+    world.state.lock().instances.iter().map(of).collect()
+}
+
+/// After quiet: what had been handed in some seconds ago is durable, and everybody has come to what was the tip.
+pub(crate) fn at_rest(world: &World, before: &[Progress]) {
     let now = world.now();
     let mut state = world.state.lock();
     for instance in 0..state.instances.len() {
         learn(&mut state, now, instance);
         let Some(router) = state.instances[instance].router.clone() else { continue };
-        let waiting = router.log().waiting();
-        if waiting > 0 {
-            let why = format!("{waiting} events of instance {instance} still wait to be durable at rest");
+        let (tip, handed_in) = (router.log().bounds().tip, before[instance].handed_in);
+        if tip < handed_in {
+            let why = format!(
+                "{} events of instance {instance} still wait to be durable at rest, seconds after they were handed in",
+                handed_in - tip
+            );
             state.break_promise(now, FEED_PROGRESS, why);
         }
     }
@@ -560,7 +579,7 @@ pub(crate) fn at_rest(world: &World, tips: &[Seq]) {
     for number in 0..state.subscribers.len() {
         let of = &state.subscribers[number];
         let (instance, expect) = (of.instance, of.expect);
-        let tip = tips[instance];
+        let tip = before[instance].tip;
         let up = state.instances[instance].status == Status::Up;
         let came = of.sessions > 0;
         if up && came && (!of.connected || expect.is_none_or(|expect| expect < tip)) {
