@@ -9,9 +9,8 @@ use std::sync::Arc;
 use core::time::Duration;
 
 use pointsman::core::breaker::Health;
-use pointsman::core::ledger::Tokens;
 use pointsman::core::signal::Signal;
-use pointsman::core::usage;
+use pointsman::core::slots;
 use pointsman::flow::flush::LoadError;
 use pointsman::flow::router::{Ports, Router, StartError};
 use pointsman::ports::StoreError;
@@ -69,6 +68,7 @@ impl Instance {
             numbers: Vec::new(),
             breakers: vec![BreakerWatch::new(); plan.endpoints.len()],
             told: Vec::new(),
+            added_up: None,
             watched: (0, 0, 0, 0),
             newest: (0, 0, 0, 0),
             flush_failed: false,
@@ -90,9 +90,8 @@ impl BreakerWatch {
 }
 
 /// What of a snapshot a watcher compares: admitted, finished, queued, tokens.
-pub(crate) fn summary(usage: &usage::Snapshot) -> (u64, u64, u64, u64) {
-    let tokens = usage.tokens.values().map(|tokens: &Tokens| tokens.total()).sum();
-    (usage.slots.admitted, usage.slots.finished, usage.slots.queued as u64, tokens)
+pub(crate) fn summary(slots: &slots::Snapshot, tokens: (u64, u64)) -> (u64, u64, u64, u64) {
+    (slots.admitted, slots.finished, slots.queued as u64, tokens.0 + tokens.1)
 }
 
 /// Begins a life, unless one is under way.
@@ -118,6 +117,7 @@ pub(crate) fn start(world: &Arc<World>, index: usize) {
         of.numbers.clear();
         of.breakers.fill(BreakerWatch::new());
         of.told.clear();
+        of.added_up = None;
         of.watched = (0, 0, 0, 0);
         of.newest = (0, 0, 0, 0);
         of.flush_failed = false;
@@ -196,7 +196,9 @@ async fn boot(world: Arc<World>, index: usize, domain: Domain, ports: Ports) {
 async fn watch(world: Arc<World>, index: usize, router: Arc<Router>) {
     loop {
         let changed = router.usage().changed();
-        let seen = summary(&router.usage().snapshot());
+        let usage = router.usage().snapshot();
+        let tokens = usage.tokens.values().fold((0, 0), |sum, t| (sum.0 + t.input, sum.1 + t.output));
+        let seen = summary(&usage.slots, tokens);
         world.state.lock().instances[index].watched = seen;
         changed.await;
     }

@@ -4,9 +4,13 @@
 //! goes (schedule, delays, which call a fault strikes). `scenario` writes plans, `shrink` takes parts
 //! out of them, `corpus` keeps them when seeds have lost their meaning.
 
+use core::cell::RefCell;
+use core::time::Duration;
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use pointsman::config::Config;
+use pointsman::config::{Config, EventLogMode};
 use pointsman::wire::request::Shape;
 
 use crate::faults::Switches;
@@ -154,52 +158,59 @@ fn stall_ms() -> u64 {
 }
 
 impl Settings {
-    /// The configuration with these endpoints, through the text a user would write.
+    /// The configuration with these endpoints.
     pub(crate) fn config(&self, all: &[EndpointPlan], chosen: &[usize]) -> Config {
         let list = |llama: bool| -> String {
             let urls = chosen.iter().filter(|index| (all[**index].speaks == Speaks::LlamaServer) == llama);
             let urls: Vec<String> = urls.map(|index| all[*index].url(*index)).collect();
             urls.join(", ")
         };
-        let seconds = |millis: u64| format!("{}.{:03}", millis / 1_000, millis % 1_000);
-        let yaml = format!(
-            "endpoints: [{}]\nllama_server_endpoints: [{}]\nmax_concurrent_connections: {}\nqueue: {}\n\
-             queue_max: {}\nqueue_timeout_secs: {}\nattempts_max: {}\nfirst_byte_timeout_secs: {}\n\
-             idle_timeout_secs: {}\nlisting_timeout_secs: {}\nflush_interval_secs: {}\nbreaker_failures: {}\n\
-             breaker_open_secs: {}\nwedged_after_secs: {}\ndrain_grace_secs: {}\n{}",
-            list(false),
-            list(true),
-            self.limit,
-            self.queue,
-            self.queue_max,
-            seconds(self.queue_timeout_ms),
-            self.attempts_max,
-            seconds(self.first_byte_timeout_ms),
-            seconds(self.idle_timeout_ms),
-            seconds(self.listing_timeout_ms),
-            seconds(self.flush_interval_ms),
-            self.breaker_failures,
-            seconds(self.breaker_open_ms),
-            seconds(self.wedged_after_ms),
-            seconds(self.drain_grace_ms),
-            match &self.log {
-                None => "event_log: off\n".to_owned(),
-                Some(LogSettings { each, ring, max_age_ms, none, stall_ms, per_ip_limit, .. }) => format!(
-                    "event_log: {}\nevent_ring: {ring}\nevent_log_max_age_secs: {}\nsubscriber_stall_secs: {}\n\
-                     per_ip_limit: {per_ip_limit}\n",
-                    match (none, each) {
-                        (true, _) => "none",
-                        (false, true) => "each",
-                        (false, false) => "group",
-                    },
-                    seconds(*max_age_ms),
-                    seconds(*stall_ms),
-                ),
-            },
-        );
-        let parsed = Config::parse(&yaml, &|_| None);
-        parsed.expect("the simulator writes configurations that are valid").0
+        let yaml = format!("endpoints: [{}]\nllama_server_endpoints: [{}]\n", list(false), list(true));
+        let mut config = parsed(yaml);
+        let millis = Duration::from_millis;
+        config.max_concurrent_connections = self.limit;
+        config.queue = self.queue;
+        config.queue_max = self.queue_max;
+        config.queue_timeout = millis(self.queue_timeout_ms);
+        config.attempts_max = self.attempts_max;
+        config.first_byte_timeout = millis(self.first_byte_timeout_ms);
+        config.idle_timeout = millis(self.idle_timeout_ms);
+        config.listing_timeout = millis(self.listing_timeout_ms);
+        config.flush_interval = millis(self.flush_interval_ms);
+        config.breaker_failures = self.breaker_failures;
+        config.breaker_open = millis(self.breaker_open_ms);
+        config.wedged_after = millis(self.wedged_after_ms);
+        config.drain_grace = millis(self.drain_grace_ms);
+        config.event_log = EventLogMode::Off;
+        if let Some(log) = &self.log {
+            config.event_log = match (log.none, log.each) {
+                (true, _) => EventLogMode::None,
+                (false, true) => EventLogMode::Each,
+                (false, false) => EventLogMode::Group,
+            };
+            config.event_ring = log.ring;
+            config.event_log_max_age = millis(log.max_age_ms);
+            config.subscriber_stall = millis(log.stall_ms);
+            config.per_ip_limit = log.per_ip_limit;
+        }
+        config
     }
+}
+
+thread_local! {
+    /// Texts that were parsed before: there are few, and parsing one takes as long as a hundred steps.
+    static PARSED: RefCell<BTreeMap<String, Config>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// The endpoints go through the text a user would write: which interface a URL has is told there.
+fn parsed(yaml: String) -> Config {
+    PARSED.with_borrow_mut(|parsed| {
+        let known = parsed.entry(yaml).or_insert_with_key(|yaml| {
+            let parsed = Config::parse(yaml, &|_| None);
+            parsed.expect("the simulator writes configurations that are valid").0
+        });
+        known.clone()
+    })
 }
 
 /// What a client asks for.

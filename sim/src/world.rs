@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use pointsman::core::breaker::Health;
+use pointsman::core::ledger::Totals;
 use pointsman::core::time::Timestamp;
 use pointsman::flow::follow::Reader;
 use pointsman::flow::pump::Wish;
@@ -191,6 +192,8 @@ pub(crate) struct Instance {
     pub(crate) breakers: Vec<BreakerWatch>,
     /// What calls told in the present step, for the breakers.
     pub(crate) told: Vec<Told>,
+    /// The tokens of the last snapshot, and what they add up to.
+    pub(crate) added_up: Option<(Arc<Totals>, (u64, u64))>,
     /// The last snapshot the watcher saw: admitted, finished, queued, tokens.
     pub(crate) watched: (u64, u64, u64, u64),
     /// What was so at the end of its last step.

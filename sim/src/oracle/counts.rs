@@ -3,15 +3,17 @@
 
 use pointsman::core::breaker::Settings;
 use pointsman::core::invariants::{self, Broken};
+use pointsman::core::ledger::Totals;
 use pointsman::core::slots::{Limits, Snapshot};
 use pointsman::flow::router::Router;
 
 use core::time::Duration;
+use std::sync::Arc;
 
 use crate::faults::Fault;
 use crate::plan::Plan;
 use crate::sometimes::Point;
-use crate::world::{CallKind, State, World};
+use crate::world::{CallKind, Instance, State, World};
 
 use super::breakers;
 use super::{ADMITTED_ADDS_UP, ANSWER_ENDS, SLOT_CONSERVATION, SNAPSHOT_WHOLE, TOKEN_CONSERVATION};
@@ -55,7 +57,8 @@ fn named(broken: Broken) -> (&'static str, String) {
 
 fn check(state: &mut State, plan: &Plan, now: u64, instance: usize, router: &Router) -> Judged {
     let usage = router.usage().snapshot();
-    state.instances[instance].newest = crate::instance::summary(&usage);
+    let totals = totals(&mut state.instances[instance], &usage.tokens);
+    state.instances[instance].newest = crate::instance::summary(&usage.slots, totals);
     let slots = &usage.slots;
     number_endpoints(state, plan, instance, slots)?;
     // What the world outside sees says more than a sum that is wrong.
@@ -76,7 +79,6 @@ fn check(state: &mut State, plan: &Plan, now: u64, instance: usize, router: &Rou
         );
         return Err((TOKEN_CONSERVATION, why));
     }
-    let totals = usage.tokens.values().fold((0, 0), |sum, t| (sum.0 + t.input, sum.1 + t.output));
     let expected = (of.base_sum.0 + of.recorded_sum.0, of.base_sum.1 + of.recorded_sum.1);
     if totals != expected {
         let why = format!(
@@ -97,6 +99,18 @@ fn check(state: &mut State, plan: &Plan, now: u64, instance: usize, router: &Rou
         }
     }
     Ok(())
+}
+
+/// The sum of a snapshot's tokens, added up anew only when it is another one than at the last step.
+fn totals(of: &mut Instance, tokens: &Arc<Totals>) -> (u64, u64) {
+    match &of.added_up {
+        Some((known, sum)) if Arc::ptr_eq(known, tokens) => *sum,
+        _ => {
+            let sum = tokens.values().fold((0, 0), |sum, t| (sum.0 + t.input, sum.1 + t.output));
+            of.added_up = Some((Arc::clone(tokens), sum));
+            sum
+        }
+    }
 }
 
 /// Learns which endpoint each number of the router is; they only ever grow.
