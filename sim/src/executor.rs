@@ -7,6 +7,7 @@
 
 use core::future::Future;
 use core::pin::Pin;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::{Context, Poll};
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -39,12 +40,12 @@ pub(crate) enum Domain {
 #[derive(Clone)]
 pub(crate) struct Handle {
     schedule: Arc<Shared<Schedule>>,
+    /// Nanoseconds since the world began. Not in the schedule, since everybody asks all the time.
+    now: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
 struct Schedule {
-    /// Nanoseconds since the world began.
-    now: u64,
     ready: Vec<TaskId>,
     /// By task: it is in `ready`, or set aside because its domain is paused.
     queued: Vec<bool>,
@@ -60,7 +61,7 @@ struct Schedule {
 impl Handle {
     /// Nanoseconds since the world began.
     pub(crate) fn now(&self) -> u64 {
-        self.schedule.lock().now
+        self.now.load(Ordering::Relaxed)
     }
 
     /// Starts a task; it is polled for the first time at some later step.
@@ -137,8 +138,9 @@ impl Future for Sleep {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
+        let now = this.handle.now();
         let mut schedule = this.handle.schedule.lock();
-        if schedule.now >= this.at {
+        if now >= this.at {
             let old = this.registered.take().and_then(|key| schedule.timers.remove(&key));
             drop(schedule);
             drop(old);
@@ -201,7 +203,7 @@ pub(crate) struct Executor {
 impl Executor {
     /// An executor that picks by `chance`.
     pub(crate) fn new(chance: Stream) -> Self {
-        let handle = Handle { schedule: Arc::default() };
+        let handle = Handle { schedule: Arc::default(), now: Arc::default() };
         Executor { handle, chance, tasks: Vec::new(), paused: Vec::new(), aside: Vec::new(), steps: 0 }
     }
 
@@ -300,10 +302,10 @@ impl Executor {
             let mut schedule = self.handle.schedule.lock();
             let next = schedule.timers.first_key_value().map(|((at, _), _)| *at).filter(|at| *at <= until);
             let Some(next) = next else {
-                schedule.now = schedule.now.max(until);
+                self.handle.now.fetch_max(until, Ordering::Relaxed);
                 return Step::Idle;
             };
-            schedule.now = next;
+            self.handle.now.store(next, Ordering::Relaxed);
             while let Some(entry) = schedule.timers.first_entry() {
                 if entry.key().0 > next {
                     break;

@@ -161,24 +161,21 @@ impl Run {
 
     fn after(&mut self, task: usize, domain: Domain) {
         let world = Arc::clone(&self.world);
-        {
-            let now = world.now();
-            let mut state = world.state.lock();
-            state.trace.mix(now ^ ((task as u64) << 48));
-        }
-        loop {
-            let commands = core::mem::take(&mut world.state.lock().commands);
-            if commands.is_empty() {
-                break;
-            }
+        let now = world.now();
+        let mut state = world.state.lock();
+        state.trace.mix(now ^ ((task as u64) << 48));
+        while !state.commands.is_empty() {
+            let commands = core::mem::take(&mut state.commands);
+            drop(state);
             commands.into_iter().for_each(|command| self.obey(command));
+            state = world.state.lock();
         }
         match domain {
-            Domain::Instance { index, .. } => oracle::after_step(&world, index),
-            Domain::World => {
-                (0..world.plan.instances.len()).for_each(|index| oracle::after_step(&world, index))
-            }
+            Domain::Instance { index, .. } => oracle::after_step(&mut state, &world, index),
+            Domain::World => (0..world.plan.instances.len())
+                .for_each(|index| oracle::after_step(&mut state, &world, index)),
         }
+        drop(state);
         if self.executor.steps() > STEPS_MAX {
             world.break_promise(oracle::ANSWER_ENDS, format!("still busy after {STEPS_MAX} steps"));
         }

@@ -19,11 +19,10 @@ use super::breakers;
 use super::{ADMITTED_ADDS_UP, ANSWER_ENDS, SLOT_CONSERVATION, SNAPSHOT_WHOLE, TOKEN_CONSERVATION};
 
 /// Checks an instance that is up.
-pub(crate) fn after_step(world: &World, instance: usize) {
-    let mut state = world.state.lock();
+pub(crate) fn after_step(state: &mut State, world: &World, instance: usize) {
     let Some(router) = state.instances[instance].router.clone() else { return };
     let now = world.now();
-    if let Err((promise, why)) = check(&mut state, &world.plan, now, instance, &router) {
+    if let Err((promise, why)) = check(state, &world.plan, now, instance, &router) {
         state.break_promise(now, promise, why);
     }
 }
