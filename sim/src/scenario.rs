@@ -527,7 +527,16 @@ fn action(chance: &mut Stream, fault: Fault, plan: &Plan, models: usize, left_us
         Fault::Reload => {
             let endpoints = (0..plan.endpoints.len()).filter(|_| chance.chance(700)).collect::<Vec<_>>();
             let endpoints = if endpoints.is_empty() { vec![endpoint] } else { endpoints };
-            Action::Reload { instance, endpoints, limit: chance.pick(&[1, 2, 3]), queue: chance.chance(850) }
+            let (limit, queue) = (chance.pick(&[1, 2, 3]), chance.chance(850));
+            // Every other one is about who is asked only, not how.
+            let per_mille = chance.pick(&[0, 400]);
+            let keys = plan
+                .endpoints
+                .iter()
+                .map(|_| if chance.chance(per_mille) { chance.pick(&[1, 2]) } else { 0 });
+            let keys = keys.collect();
+            let llamas = (0..plan.endpoints.len()).filter(|_| chance.chance(per_mille / 2)).collect();
+            Action::Reload { instance, endpoints, limit, queue, keys, llamas }
         }
         _ => return None,
     })
