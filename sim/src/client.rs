@@ -176,7 +176,7 @@ async fn exchange(world: &Arc<World>, client: usize, router: &Router, asked: &Re
             let inference = Inference { shape, path, headers, body, ask, id, client_key: None };
             Box::pin(router.infer(inference)).await
         }
-        None => match Box::pin(overview(router, asked, headers)).await {
+        None => match Box::pin(overview(world, client, router, asked, headers)).await {
             Some(answered) => answered,
             None => return Ending::Answered,
         },
@@ -196,21 +196,30 @@ fn refused(world: &World, client: usize, failure: &Failure) {
 
 /// Asks for something that runs no model. `None`: there is no more to read.
 async fn overview(
+    world: &World,
+    client: usize,
     router: &Router,
     asked: &RequestPlan,
     headers: HeaderMap,
 ) -> Option<Result<Answer, Failure>> {
-    match asked.call {
+    let models = match asked.call {
         Call::Show => {
             let body = Bytes::from(format!("{{\"model\":\"{}\"}}", name(asked)));
             return Some(router.show(&name(asked), headers, body).await);
         }
-        Call::Tags => drop(router.tags().await),
-        Call::Ps => drop(router.ps().await),
-        Call::Models => drop(router.models().await),
-        Call::Version => drop(router.version().await),
-        _ => drop(router.endpoints().await),
-    }
+        Call::Tags => router.tags().await,
+        Call::Ps => router.ps().await,
+        Call::Models => router.models().await,
+        Call::Version => {
+            oracle::version_told(world, client, router.version().await.ok().as_deref());
+            return None;
+        }
+        _ => {
+            oracle::endpoints_told(world, client, &router.endpoints().await);
+            return None;
+        }
+    };
+    oracle::models_told(world, client, &models);
     None
 }
 

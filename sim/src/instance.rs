@@ -20,7 +20,7 @@ use crate::executor::{Domain, Executor};
 use crate::faults::Fault;
 use crate::net::SimUpstream;
 use crate::oracle;
-use crate::plan::Plan;
+use crate::plan::{AskedAs, Plan, Settings};
 use crate::ports::{SimClock, SimEntropy, SimSpawn};
 use crate::script::Dice;
 use crate::shared::Shared;
@@ -52,6 +52,9 @@ impl Instance {
             settings: plan.settings.clone(),
             endpoints: plan.instances[index].endpoints.clone(),
             arrivals: vec![0; plan.endpoints.len()],
+            asked_as: plan.endpoints.iter().enumerate().map(|(e, of)| of.asked_as(e, &[], &[])).collect(),
+            turns: vec![0; plan.endpoints.len()],
+            turned_at: vec![None; plan.endpoints.len()],
             reloads: 0,
             allowed: plan.settings.limit,
             base: Rows::new(),
@@ -107,6 +110,8 @@ pub(crate) fn start(world: &Arc<World>, index: usize) {
         of.status = Status::Starting;
         of.origin = world.seed.stream_of("origin", &[index as u64, u64::from(of.life)]).below(1 << 50);
         of.arrivals.fill(0);
+        of.turns.fill(0);
+        of.turned_at.fill(None);
         of.reloads = 0;
         of.allowed = if of.settings.queue { of.settings.limit } else { u32::MAX };
         of.running_calls.clear();
@@ -152,13 +157,16 @@ pub(crate) fn start(world: &Arc<World>, index: usize) {
 async fn boot(world: Arc<World>, index: usize, domain: Domain, ports: Ports) {
     let configured = |world: &World| {
         let state = world.state.lock();
-        (state.instances[index].settings.clone(), state.instances[index].endpoints.clone())
+        let of = &state.instances[index];
+        (of.settings.clone(), of.endpoints.clone(), of.asked_as.clone())
+    };
+    let config = |(settings, endpoints, asked): &(Settings, Vec<usize>, Vec<AskedAs>)| {
+        settings.config(&world.plan.endpoints, endpoints, asked)
     };
     let (router, began_with) = loop {
-        let (settings, endpoints) = configured(&world);
-        let config = settings.config(&world.plan.endpoints, &endpoints);
-        match Router::start(config, ports.clone()).await {
-            Ok(router) => break (router, (settings, endpoints)),
+        let now_configured = configured(&world);
+        match Router::start(config(&now_configured), ports.clone()).await {
+            Ok(router) => break (router, now_configured),
             Err(StartError::Load(LoadError::Store(_)) | StartError::Log(StoreError::Unavailable(_))) => {
                 ports.clock.sleep(Duration::from_millis(300)).await
             }
@@ -175,7 +183,7 @@ async fn boot(world: Arc<World>, index: usize, domain: Domain, ports: Ports) {
     // The operator may have changed the file while the store was being read.
     let now_configured = configured(&world);
     if now_configured != began_with {
-        router.reload(now_configured.0.config(&world.plan.endpoints, &now_configured.1));
+        router.reload(config(&now_configured));
     }
     let handle = &world.handle;
     if began_with.0.log.as_ref().is_some_and(|log| log.none) {

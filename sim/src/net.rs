@@ -22,7 +22,7 @@ use pointsman::ports::{BoxFuture, Upstream, UpstreamError, UpstreamRequest, Upst
 use crate::executor::Sleep;
 use crate::faults::Fault;
 use crate::oracle;
-use crate::plan;
+use crate::plan::Speaks;
 use crate::script::{self, Acts, Dice, Finish, NoHead, Script};
 use crate::sometimes::Point;
 use crate::trace::Actor;
@@ -111,6 +111,8 @@ fn open(world: &Arc<World>, instance: usize, life: u32, request: &UpstreamReques
     let mut state = world.state.lock();
     let id = state.calls.len();
     let models = state.endpoints[endpoint].models.clone();
+    let of = &state.instances[instance];
+    let (asked_as, turn) = (of.asked_as[endpoint], of.turns[endpoint]);
     let switches = (!state.calm).then_some(&world.plan.faults);
     let inference = client.filter(|_| path != "/api/show");
     let mut dice = Dice { seed: world.seed, key: [0; 4], switches };
@@ -145,7 +147,7 @@ fn open(world: &Arc<World>, instance: usize, life: u32, request: &UpstreamReques
                 Some(_) => CallKind::Other,
                 None => CallKind::Listing(state.instances[instance].listings.len()),
             };
-            let good = script::listing_body(plan, &models, path);
+            let good = script::listing_body(plan, endpoint, &models, path);
             (kind, script::listing(plan, id, good, &dice))
         }
     };
@@ -170,6 +172,8 @@ fn open(world: &Arc<World>, instance: usize, life: u32, request: &UpstreamReques
         endpoint,
         kind,
         client,
+        asked_as,
+        key: key_in(&request.headers),
         opened: now,
         open: true,
         closed: None,
@@ -207,7 +211,12 @@ fn open(world: &Arc<World>, instance: usize, life: u32, request: &UpstreamReques
         let good =
             matches!(script.finish, Finish::Whole) && script.status == 200 && script.bytes.starts_with(b"{");
         let held = good.then_some(held);
-        state.instances[instance].listings.push(Listing { endpoint, path, began: now, ended: None, held });
+        // Nobody says what is in memory who was taken for a llama.cpp server: then all is.
+        let says = path == "/api/ps" || plan.speaks == Speaks::LlamaServer;
+        let loaded = models.iter().map(|(listed, loaded)| *listed && (*loaded || !says)).collect();
+        let loaded = good.then_some(loaded);
+        let listing = Listing { endpoint, path, asked_as, turn, began: now, ended: None, held, loaded };
+        state.instances[instance].listings.push(listing);
     }
     oracle::call_opened(&mut state, &world.plan, now, id);
     let world = Arc::clone(world);
@@ -238,6 +247,12 @@ fn locate(world: &World, url: &str) -> (usize, &'static str) {
     ];
     let path = PATHS.into_iter().find(|known| *known == path).expect("the router asks for known paths only");
     (endpoint.expect("of the plan"), path)
+}
+
+/// The number in the key; 0 if there is none.
+fn key_in(headers: &HeaderMap) -> u32 {
+    let said = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    said.map_or(0, |said| said.strip_prefix("Bearer k").and_then(|key| key.parse().ok()).unwrap_or(u32::MAX))
 }
 
 /// The number in the model's name.
@@ -508,7 +523,7 @@ impl Body {
     }
 }
 
-/// The plan's name for what a listing path is about; several concerns may share a path.
-pub(crate) fn concerns_of(plan: &plan::EndpointPlan) -> u32 {
-    if plan.speaks == plan::Speaks::Ollama { 1 } else { 3 }
+/// How many concerns share the path of a listing, by what the endpoint is asked as.
+pub(crate) fn concerns_of(speaks: Speaks) -> u32 {
+    if speaks.tags() { 1 } else { 3 }
 }

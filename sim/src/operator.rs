@@ -7,7 +7,7 @@ use crate::client;
 use crate::executor::Domain;
 use crate::faults::Fault;
 use crate::instance;
-use crate::plan::{Action, Way};
+use crate::plan::{Action, AskedAs, Way};
 use crate::sometimes::Point;
 use crate::trace::Actor;
 use crate::world::{Command, Status, World};
@@ -114,8 +114,10 @@ fn act(world: &Arc<World>, action: &Action) {
         state.struck(now, Actor::Operator, fault);
     }
     drop(state);
-    if let Action::Reload { instance, endpoints, limit, queue } = action {
-        reload(world, *instance, endpoints, *limit, *queue);
+    if let Action::Reload { instance, endpoints, limit, queue, keys, llamas } = action {
+        let asked_as = |endpoint: &usize| world.plan.endpoints[*endpoint].asked_as(*endpoint, keys, llamas);
+        let configured: Vec<_> = endpoints.iter().map(|endpoint| (*endpoint, asked_as(endpoint))).collect();
+        reload(world, *instance, &configured, *limit, *queue);
     }
 }
 
@@ -146,14 +148,28 @@ fn start_later(world: &Arc<World>, instance: usize, down_us: u64) {
     });
 }
 
-fn reload(world: &World, instance: usize, endpoints: &[usize], limit: u32, queue: bool) {
+fn reload(world: &World, instance: usize, configured: &[(usize, AskedAs)], limit: u32, queue: bool) {
+    let now = world.now();
     let mut state = world.state.lock();
     let of = &mut state.instances[instance];
-    let before = core::mem::replace(&mut of.endpoints, endpoints.to_vec());
+    let endpoints: Vec<usize> = configured.iter().map(|(endpoint, _)| *endpoint).collect();
+    let before = core::mem::replace(&mut of.endpoints, endpoints.clone());
     of.settings.limit = limit;
     of.settings.queue = queue;
+    let mut turned = Vec::new();
+    for (endpoint, asked_as) in configured {
+        let before = core::mem::replace(&mut of.asked_as[*endpoint], *asked_as);
+        if before != *asked_as {
+            turned.push((*endpoint, before.speaks != asked_as.speaks));
+        }
+    }
     let Some(router) = of.router.clone() else { return };
-    let config = of.settings.config(&world.plan.endpoints, endpoints);
+    let config = of.settings.config(&world.plan.endpoints, &endpoints, &of.asked_as);
+    for (endpoint, _) in &turned {
+        of.turns[*endpoint] += 1;
+        of.turned_at[*endpoint] = Some(now);
+        of.doubtful[*endpoint] = None;
+    }
     for endpoint in endpoints.iter().filter(|endpoint| !before.contains(endpoint)) {
         of.arrivals[*endpoint] += 1;
     }
@@ -163,10 +179,10 @@ fn reload(world: &World, instance: usize, endpoints: &[usize], limit: u32, queue
     let highest = highest.unwrap_or(0);
     of.allowed = limit.max(highest);
     let running = of.running_calls.clone();
-    let removed_busy = running.into_iter().any(|call| {
-        let endpoint = state.calls[call].endpoint;
-        before.contains(&endpoint) && !endpoints.contains(&endpoint)
-    });
+    let busy = |endpoint: usize| running.iter().any(|call| state.calls[*call].endpoint == endpoint);
+    let removed_busy = before.iter().any(|endpoint| !endpoints.contains(endpoint) && busy(*endpoint));
+    let turned_busy: Vec<bool> =
+        turned.into_iter().filter(|(endpoint, _)| busy(*endpoint)).map(|(_, of_kind)| of_kind).collect();
     if highest > 0 {
         state.reached(Point::ReloadedInFlight);
     }
@@ -175,6 +191,9 @@ fn reload(world: &World, instance: usize, endpoints: &[usize], limit: u32, queue
     }
     if removed_busy {
         state.reached(Point::RemovedInFlight);
+    }
+    for of_kind in turned_busy {
+        state.reached(if of_kind { Point::KindChangedInFlight } else { Point::KeyChangedInFlight });
     }
     drop(state);
     router.reload(config);

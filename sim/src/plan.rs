@@ -43,6 +43,22 @@ pub(crate) enum Speaks {
     OpenAi,
 }
 
+impl Speaks {
+    /// It has a native interface of its own, and names models with their tags.
+    pub(crate) fn tags(self) -> bool {
+        self == Speaks::Ollama
+    }
+}
+
+/// How a configuration has an endpoint asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AskedAs {
+    /// As what.
+    pub(crate) speaks: Speaks,
+    /// With which key; 0 is none.
+    pub(crate) key: u32,
+}
+
 /// One backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct EndpointPlan {
@@ -78,25 +94,25 @@ impl EndpointPlan {
         }
     }
 
-    /// Which model the router counts under this name, if it is one that [`EndpointPlan::tracked`] gives.
-    /// Asked after every step, so it makes no strings.
-    pub(crate) fn number_of(&self, tracked: &str) -> Option<usize> {
+    /// Which model the router counts under this name, and whether as an Ollama's, if it is one that
+    /// [`tracked`] gives. Asked after every step, so it makes no strings.
+    pub(crate) fn number_of(&self, tracked: &str) -> Option<(usize, bool)> {
         let number = tracked.strip_prefix('m')?;
-        let number = match self.speaks {
-            Speaks::Ollama => number.strip_suffix(":latest")?,
-            Speaks::LlamaServer | Speaks::OpenAi => number,
-        };
-        let number: usize = number.parse().ok()?;
-        (number < self.models.len()).then_some(number)
+        let bare = number.strip_suffix(":latest");
+        let number: usize = bare.unwrap_or(number).parse().ok()?;
+        (number < self.models.len()).then_some((number, bare.is_some()))
     }
 
-    /// Model `number` as the router must count it there: the naming rules, written a second time.
-    pub(crate) fn tracked(&self, number: usize) -> String {
-        match self.speaks {
-            Speaks::Ollama => format!("m{number}:latest"),
-            Speaks::LlamaServer | Speaks::OpenAi => format!("m{number}"),
-        }
+    /// How endpoint `index` is asked where the configuration has these keys and llama.cpp servers.
+    pub(crate) fn asked_as(&self, index: usize, keys: &[u32], llamas: &[usize]) -> AskedAs {
+        let speaks = if llamas.contains(&index) { Speaks::LlamaServer } else { self.speaks };
+        AskedAs { speaks, key: keys.get(index).copied().unwrap_or(0) }
     }
+}
+
+/// Model `number` as the router must count it where it is asked as that: the naming rules, written a second time.
+pub(crate) fn tracked(number: usize, asked_as: Speaks) -> String {
+    if asked_as.tags() { format!("m{number}:latest") } else { format!("m{number}") }
 }
 
 /// One router.
@@ -158,14 +174,21 @@ fn stall_ms() -> u64 {
 }
 
 impl Settings {
-    /// The configuration with these endpoints.
-    pub(crate) fn config(&self, all: &[EndpointPlan], chosen: &[usize]) -> Config {
+    /// The configuration with these endpoints, asked like this.
+    pub(crate) fn config(&self, all: &[EndpointPlan], chosen: &[usize], asked: &[AskedAs]) -> Config {
         let list = |llama: bool| -> String {
-            let urls = chosen.iter().filter(|index| (all[**index].speaks == Speaks::LlamaServer) == llama);
+            let urls = chosen.iter().filter(|index| (asked[**index].speaks == Speaks::LlamaServer) == llama);
             let urls: Vec<String> = urls.map(|index| all[*index].url(*index)).collect();
             urls.join(", ")
         };
-        let yaml = format!("endpoints: [{}]\nllama_server_endpoints: [{}]\n", list(false), list(true));
+        let keyed = chosen.iter().filter(|index| asked[**index].key > 0);
+        let keys = keyed.map(|index| format!("\"{}\": k{}", all[*index].url(*index), asked[*index].key));
+        let keys = keys.collect::<Vec<_>>().join(", ");
+        let yaml = format!(
+            "endpoints: [{}]\nllama_server_endpoints: [{}]\napi_keys: {{{keys}}}\n",
+            list(false),
+            list(true)
+        );
         let mut config = parsed(yaml);
         let millis = Duration::from_millis;
         config.max_concurrent_connections = self.limit;
@@ -232,6 +255,11 @@ pub(crate) enum Call {
 }
 
 impl Call {
+    /// Only an Ollama answers it.
+    pub(crate) fn is_native(self) -> bool {
+        matches!(self, Call::OllamaChat | Call::OllamaGenerate | Call::OllamaEmbed | Call::Show)
+    }
+
     /// Route and shape of an inference; `None` for the rest.
     pub(crate) fn inference(self) -> Option<(&'static str, Shape)> {
         Some(match self {
@@ -340,6 +368,12 @@ pub(crate) enum Action {
         endpoints: Vec<usize>,
         limit: u32,
         queue: bool,
+        /// By endpoint: its key; none is 0.
+        #[serde(default)]
+        keys: Vec<u32>,
+        /// Endpoints that are listed as llama.cpp servers, though they speak something else, too.
+        #[serde(default)]
+        llamas: Vec<usize>,
     },
     Crash {
         instance: usize,

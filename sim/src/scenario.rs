@@ -10,6 +10,52 @@ use crate::plan::{
 };
 use crate::streams::{Seed, Stream};
 
+/// Answers that fail.
+const ANSWERS: &[Fault] = {
+    use Fault::*;
+    &[
+        Refuse,
+        Delay,
+        CutBeforeHead,
+        CutMidStream,
+        Stall,
+        EarlyEnd,
+        ErrorLine,
+        Status500,
+        Status429,
+        Status400,
+        Garbage,
+        BadLine,
+    ]
+};
+
+/// What is odd in an answer and no reason for a request to fail.
+const MANNERS: &[Fault] = {
+    use Fault::*;
+    &[Fragment, InvalidUtf8, CrLf, Comments, DoneTwice, AfterDone, OddUsage, UnendedLine]
+};
+
+/// Listings that fail.
+const LISTINGS: &[Fault] = &[Fault::ListingFails, Fault::ListingLate, Fault::ListingGarbage];
+
+/// What does not get through.
+const WAYS: &[Fault] = {
+    use Fault::*;
+    &[Partition, PartitionRequests, PartitionAnswers, ClientPartition, CancelLost]
+};
+
+/// What becomes of endpoints.
+const ENDPOINTS: &[Fault] = &[Fault::EndpointVanishes, Fault::EndpointDown, Fault::ModelChurn];
+
+/// Wall clocks.
+const CLOCKS: &[Fault] = &[Fault::WallStep, Fault::WallSkew, Fault::ClockDrift];
+
+/// Stores that fail.
+const STORES: &[Fault] = &[Fault::StoreFails, Fault::StoreAmbiguous, Fault::StoreSlow, Fault::DiskFull];
+
+/// Instances that end and begin anew.
+const LIVES: &[Fault] = &[Fault::Crash, Fault::LostWrites, Fault::TornWrite, Fault::Restart];
+
 /// A way to write plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scenario {
@@ -79,155 +125,40 @@ impl Scenario {
         Scenario::Calm
     }
 
-    /// Faults it may turn on.
-    fn faults(self) -> &'static [Fault] {
+    /// Faults it may turn on, in the order in which all are named.
+    fn faults(self) -> Vec<Fault> {
         use Fault::*;
-        match self {
-            Scenario::Calm => &[
-                Fragment,
-                InvalidUtf8,
-                CrLf,
-                Comments,
-                DoneTwice,
-                AfterDone,
-                OddUsage,
-                UnendedLine,
-                SlowClient,
-            ],
-            Scenario::Network => &[
-                Refuse,
-                Delay,
-                CutBeforeHead,
-                CutMidStream,
-                Stall,
-                EarlyEnd,
-                ErrorLine,
-                Status500,
-                Status429,
-                Status400,
-                Garbage,
-                Fragment,
-                BadLine,
-                InvalidUtf8,
-                CrLf,
-                Comments,
-                DoneTwice,
-                AfterDone,
-                OddUsage,
-                UnendedLine,
-                ListingFails,
-                ListingLate,
-                ListingGarbage,
-                Partition,
-                PartitionRequests,
-                PartitionAnswers,
-                ClientPartition,
-                CancelLost,
-                EndpointVanishes,
-                EndpointDown,
-                ModelChurn,
-                Pause,
-                WallStep,
-                WallSkew,
-                ClockDrift,
-                SlowClient,
-            ],
+        let groups: &[&[Fault]] = match self {
+            Scenario::Calm => &[MANNERS, &[SlowClient]],
+            Scenario::Network => &[ANSWERS, MANNERS, LISTINGS, WAYS, ENDPOINTS, CLOCKS, &[Pause, SlowClient]],
             Scenario::Storm => &[
-                Delay,
-                CutBeforeHead,
-                CutMidStream,
-                Stall,
-                Status500,
-                Status429,
-                Fragment,
-                Pause,
-                Refuse,
-                CancelLost,
-                ClientPartition,
-                PartitionRequests,
-                SlowClient,
+                &[Refuse, Delay, CutBeforeHead, CutMidStream, Stall, Status500, Status429, Fragment],
+                &[PartitionRequests, ClientPartition, CancelLost, Pause, SlowClient],
             ],
-            Scenario::Ages => &[
-                ListingFails,
-                ListingLate,
-                ListingGarbage,
-                ModelChurn,
-                WallStep,
-                WallSkew,
-                ClockDrift,
-                Partition,
-                PartitionAnswers,
-                EndpointVanishes,
-                EndpointDown,
-                Delay,
-            ],
+            Scenario::Ages => &[LISTINGS, ENDPOINTS, CLOCKS, &[Delay, Partition, PartitionAnswers]],
             Scenario::Ledger => &[
-                StoreFails,
-                StoreAmbiguous,
-                StoreSlow,
-                DiskFull,
-                Crash,
-                LostWrites,
-                TornWrite,
-                Restart,
-                WallStep,
-                WallSkew,
-                ClockDrift,
-                Pause,
-                CutMidStream,
-                Fragment,
-                ErrorLine,
-                OddUsage,
-                DoneTwice,
-                SlowClient,
+                STORES,
+                LIVES,
+                CLOCKS,
+                &[Pause, CutMidStream, Fragment, ErrorLine, OddUsage, DoneTwice, SlowClient],
             ],
             Scenario::Reload => &[
-                Fault::Reload,
-                Restart,
-                Crash,
-                LostWrites,
-                Refuse,
-                CutMidStream,
-                ListingFails,
-                ListingLate,
-                ModelChurn,
-                Delay,
-                StoreSlow,
-                EndpointDown,
-                SlowClient,
+                &[Fault::Reload, Restart, Crash, LostWrites, Refuse, CutMidStream, Delay],
+                &[ListingFails, ListingLate, ModelChurn, StoreSlow, EndpointDown, SlowClient],
             ],
-            Scenario::Overload => &[Delay, CutMidStream, Fragment, SlowClient],
+            Scenario::Overload => &[&[Delay, CutMidStream, Fragment, SlowClient]],
             Scenario::Feed => &[
-                StoreFails,
-                StoreAmbiguous,
-                StoreSlow,
-                DiskFull,
-                Crash,
-                LostWrites,
-                TornWrite,
-                Restart,
-                WallStep,
-                WallSkew,
-                ClockDrift,
-                Pause,
-                Refuse,
-                CutMidStream,
-                Stall,
-                EarlyEnd,
-                ErrorLine,
-                Partition,
-                ClientPartition,
-                ListingFails,
-                ListingLate,
-                ListingGarbage,
-                EndpointDown,
-                ModelChurn,
-                SlowClient,
-                SlowSubscriber,
-                Fault::Reload,
+                STORES,
+                LIVES,
+                CLOCKS,
+                LISTINGS,
+                &[Refuse, CutMidStream, Stall, EarlyEnd, ErrorLine, Partition, ClientPartition],
+                &[EndpointDown, ModelChurn, Pause, SlowClient, SlowSubscriber, Fault::Reload],
             ],
-            Scenario::Everything => Fault::ALL,
-        }
+            Scenario::Everything => &[Fault::ALL],
+        };
+        let is_on = |fault: &&Fault| groups.iter().any(|group| group.contains(*fault));
+        Fault::ALL.iter().filter(is_on).copied().collect()
     }
 
     /// Of a thousand worlds, in how many there is an event log.
@@ -350,7 +281,7 @@ fn switches(seed: Seed, scenario: Scenario) -> Switches {
     let chance = &mut seed.stream("switches");
     // Some worlds have few faults, others many.
     let on_per_mille = chance.pick(&[150, 300, 500]);
-    let on = scenario.faults().iter().filter(|_| chance.chance(on_per_mille)).copied().collect::<Vec<_>>();
+    let on = scenario.faults().into_iter().filter(|_| chance.chance(on_per_mille)).collect::<Vec<_>>();
     let mut rate = |fault: Fault| match fault {
         // What a crash does to the disk has few chances.
         Fault::LostWrites | Fault::TornWrite => chance.pick(&[300, 600, 900]),
@@ -527,7 +458,16 @@ fn action(chance: &mut Stream, fault: Fault, plan: &Plan, models: usize, left_us
         Fault::Reload => {
             let endpoints = (0..plan.endpoints.len()).filter(|_| chance.chance(700)).collect::<Vec<_>>();
             let endpoints = if endpoints.is_empty() { vec![endpoint] } else { endpoints };
-            Action::Reload { instance, endpoints, limit: chance.pick(&[1, 2, 3]), queue: chance.chance(850) }
+            let (limit, queue) = (chance.pick(&[1, 2, 3]), chance.chance(850));
+            // Every other one is about who is asked only, not how.
+            let per_mille = chance.pick(&[0, 400]);
+            let keys = plan
+                .endpoints
+                .iter()
+                .map(|_| if chance.chance(per_mille) { chance.pick(&[1, 2]) } else { 0 });
+            let keys = keys.collect();
+            let llamas = (0..plan.endpoints.len()).filter(|_| chance.chance(per_mille / 2)).collect();
+            Action::Reload { instance, endpoints, limit, queue, keys, llamas }
         }
         _ => return None,
     })

@@ -744,8 +744,18 @@ pub(crate) fn listing(endpoint: &EndpointPlan, call: usize, good: String, dice: 
     script
 }
 
-/// The good body of a listing: of `models`, those that are listed, or that are loaded.
-pub(crate) fn listing_body(endpoint: &EndpointPlan, models: &[(bool, bool)], path: &str) -> String {
+/// The version of endpoint `number`; not all are of one age.
+pub(crate) fn version(number: usize) -> String {
+    format!("0.12.{}", 9 - number)
+}
+
+/// The good body of a listing of endpoint `number`: of `models`, those that are listed, or that are loaded.
+pub(crate) fn listing_body(
+    endpoint: &EndpointPlan,
+    number: usize,
+    models: &[(bool, bool)],
+    path: &str,
+) -> String {
     let of = |wanted: fn(&(bool, bool)) -> bool| {
         models.iter().enumerate().filter(move |(_, model)| wanted(model)).map(|(number, _)| number)
     };
@@ -754,7 +764,7 @@ pub(crate) fn listing_body(endpoint: &EndpointPlan, models: &[(bool, bool)], pat
     match path {
         "/api/tags" => format!("{{\"models\":[{}]}}", join(of(|m| m.0).map(ollama).collect())),
         "/api/ps" => format!("{{\"models\":[{}]}}", join(of(|m| m.0 && m.1).map(ollama).collect())),
-        "/api/version" => "{\"version\":\"0.12.3\"}".to_owned(),
+        "/api/version" => format!("{{\"version\":\"{}\"}}", version(number)),
         _ => {
             let item = |number: usize| {
                 let status = match (endpoint.speaks, models[number].1) {

@@ -24,7 +24,7 @@ use crate::faults::Fault;
 use crate::oracle::breakers::{self, Told};
 use crate::oracle::calls::Closed;
 use crate::oracle::feed::Reference;
-use crate::plan::{Plan, RequestPlan, Settings};
+use crate::plan::{AskedAs, Plan, RequestPlan, Settings};
 use crate::shared::Shared;
 use crate::sometimes::Point;
 use crate::streams::Seed;
@@ -161,6 +161,11 @@ pub(crate) struct Instance {
     pub(crate) endpoints: Vec<usize>,
     /// By endpoint: how often it came anew into the configuration in this life.
     pub(crate) arrivals: Vec<u32>,
+    /// By endpoint: how the configuration in force has it asked, or had when it was last in it.
+    pub(crate) asked_as: Vec<AskedAs>,
+    /// By endpoint: how often that changed in this life, and when it last did.
+    pub(crate) turns: Vec<u32>,
+    pub(crate) turned_at: Vec<Option<u64>>,
     /// Configurations put in force in this life, after the first.
     pub(crate) reloads: u32,
     /// No count may rise above this.
@@ -233,10 +238,15 @@ pub(crate) struct BreakerWatch {
 pub(crate) struct Listing {
     pub(crate) endpoint: usize,
     pub(crate) path: &'static str,
+    /// How the endpoint was asked, and the how-many-th way of asking it that was in this life.
+    pub(crate) asked_as: AskedAs,
+    pub(crate) turn: u32,
     pub(crate) began: u64,
     pub(crate) ended: Option<u64>,
     /// By model number: it was in it. `None`: it failed.
     pub(crate) held: Option<Vec<bool>>,
+    /// By model number: it was said to be in memory. `None`: it failed.
+    pub(crate) loaded: Option<Vec<bool>>,
 }
 
 /// What a call is.
@@ -258,6 +268,9 @@ pub(crate) struct Call {
     pub(crate) endpoint: usize,
     pub(crate) kind: CallKind,
     pub(crate) client: Option<usize>,
+    /// How the configuration had its endpoint asked when it was opened, and the key it came with.
+    pub(crate) asked_as: AskedAs,
+    pub(crate) key: u32,
     pub(crate) opened: u64,
     /// The endpoint works on it.
     pub(crate) open: bool,

@@ -28,19 +28,8 @@ pub struct Fleet {
     pub backends: Vec<Arc<Backend>>,
     /// Everything else that was configured.
     pub config: Config,
-    /// By the endpoints' numbers; also of those no longer configured, which may come back.
-    answers: BTreeMap<EndpointId, Answers>,
-}
-
-/// What one endpoint said about itself, and as whom it was asked.
-#[derive(Clone, Debug)]
-struct Answers {
-    kind: Kind,
-    authorization: Option<HeaderValue>,
-    available: Cell<Listing>,
-    loaded: Cell<Listing>,
-    status: Cell<String>,
-    told: Arc<Lock<Told>>,
+    /// By the endpoints' numbers: as each was last configured; also those that no longer are, which may come back.
+    latest: BTreeMap<EndpointId, Arc<Backend>>,
 }
 
 /// What the event log says of one endpoint's models, so that it tells every change once and in order: whoever
@@ -53,26 +42,6 @@ pub(super) struct Told {
     pub(super) available: Option<Arc<Listing>>,
     /// What it has in memory.
     pub(super) loaded: Option<Arc<Listing>>,
-}
-
-impl Answers {
-    fn new(kind: Kind, authorization: Option<HeaderValue>) -> Answers {
-        Answers {
-            kind,
-            authorization,
-            available: Cell::new(Ages::AVAILABLE),
-            loaded: Cell::new(Ages::LOADED),
-            status: Cell::new(STATUS),
-            told: Arc::new(Lock::new(Rank::Told, Told::default())),
-        }
-    }
-
-    /// Forgets them all. Whoever is asking now stops asking before anybody asks again.
-    fn invalidate(&self) {
-        self.available.invalidate();
-        self.loaded.invalidate();
-        self.status.invalidate();
-    }
 }
 
 /// How long the answer to "are you there" is believed: the pages that ask are polled by people and
@@ -116,20 +85,23 @@ impl Fleet {
         configure: impl FnOnce(Limits, &[EndpointName]) -> Vec<EndpointId>,
     ) -> Fleet {
         let ids = configure(router::limits(&config), &router::names(&config));
-        let mut answers = before.answers.clone();
+        let mut latest = before.latest.clone();
         let backends = config.endpoints.iter().zip(&ids).map(|(endpoint, id)| {
-            let authorization = authorization(endpoint);
-            let known =
-                answers.entry(*id).or_insert_with(|| Answers::new(endpoint.kind, authorization.clone()));
-            // Another kind or key may list other models.
-            if (known.kind, &known.authorization) != (endpoint.kind, &authorization) {
-                known.invalidate();
-                (known.kind, known.authorization) = (endpoint.kind, authorization);
-            }
-            Arc::new(Backend::new(endpoint, *id, known))
+            let backend = Arc::new(match latest.get(id) {
+                None => Backend::new(endpoint, *id),
+                Some(before) => Backend::again(endpoint, before),
+            });
+            latest.insert(*id, Arc::clone(&backend));
+            backend
         });
         let backends = backends.collect();
-        Fleet { backends, config, answers }
+        Fleet { backends, config, latest }
+    }
+
+    /// An endpoint of this fleet or of an earlier one, as it is to be asked now: as this configuration says, or
+    /// the last one that had it. Whoever began under an earlier one must not go on with its key, nor with its kind.
+    pub(super) fn latest<'a>(&'a self, backend: &'a Arc<Backend>) -> &'a Arc<Backend> {
+        self.latest.get(&backend.id).unwrap_or(backend)
     }
 
     /// The endpoint with this number, if it is configured.
@@ -139,23 +111,45 @@ impl Fleet {
 }
 
 impl Backend {
-    fn new(config: &EndpointConfig, id: EndpointId, known: &Answers) -> Backend {
-        let Answers { kind, authorization, available, loaded, status, told } = known.clone();
+    fn new(config: &EndpointConfig, id: EndpointId) -> Backend {
         Backend {
             id,
             name: config.url.as_str().into(),
-            kind,
-            base: match kind {
+            kind: config.kind,
+            base: match config.kind {
                 Kind::Ollama => config.base.clone(),
                 Kind::LlamaServer | Kind::OpenAi => config.openai_base.clone(),
             },
             key: config.api_key.clone(),
-            authorization,
-            available,
-            loaded,
-            status,
-            told,
+            authorization: authorization(config),
+            available: Cell::new(Ages::AVAILABLE),
+            loaded: Cell::new(Ages::LOADED),
+            status: Cell::new(STATUS),
+            told: Arc::new(Lock::new(Rank::Told, Told::default())),
         }
+    }
+
+    /// The same endpoint in another configuration, with what it said in the same cells.
+    fn again(config: &EndpointConfig, before: &Backend) -> Backend {
+        let backend = Backend {
+            available: before.available.clone(),
+            loaded: before.loaded.clone(),
+            status: before.status.clone(),
+            told: Arc::clone(&before.told),
+            ..Backend::new(config, before.id)
+        };
+        // Another kind or key may list other models. Whoever is asking now stops before anybody asks again.
+        if !backend.is_asked_like(before) {
+            backend.available.invalidate();
+            backend.loaded.invalidate();
+            backend.status.invalidate();
+        }
+        backend
+    }
+
+    /// Whether it is asked with the same key, and as the same kind.
+    pub(super) fn is_asked_like(&self, other: &Backend) -> bool {
+        (self.kind, &self.authorization) == (other.kind, &other.authorization)
     }
 
     /// Whether it answered when it was last asked what it serves, and when it was last asked whether it is there.
@@ -229,6 +223,11 @@ impl Listing {
         }
         let kind = self.kind?;
         self.models.iter().find(|listed| names::serves(kind, &listed.model.name, asked))
+    }
+
+    /// What the endpoint was when it listed them.
+    pub fn kind(&self) -> Option<Kind> {
+        self.kind
     }
 
     /// All of them, in the endpoint's order.

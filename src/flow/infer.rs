@@ -266,6 +266,18 @@ impl Router {
 
     /// Chooses and reserves (rules 3 to 5), waiting in the queue if it must.
     async fn slot(&self, fleet: &Arc<Fleet>, model: &str, targets: &[Target]) -> Result<Slot, Unanswered> {
+        let slot = self.slot_at(fleet, model, targets).await?;
+        let now = self.fleet();
+        // Nothing is sent with a key, nor to an interface, that a reload has replaced in the meantime.
+        let backend = &target_of(targets, slot.endpoint()).backend;
+        if Arc::ptr_eq(&now, fleet) || now.latest(backend).is_asked_like(backend) {
+            Ok(slot)
+        } else {
+            Err(Unanswered::Reloaded)
+        }
+    }
+
+    async fn slot_at(&self, fleet: &Arc<Fleet>, model: &str, targets: &[Target]) -> Result<Slot, Unanswered> {
         let clock = &self.ports.clock;
         let began = clock.now();
         let candidates = targets.iter().map(|target| target.candidate.clone()).collect();
@@ -315,10 +327,13 @@ impl Router {
         }
     }
 
-    /// Whether any of these endpoints is in the configuration now in force.
+    /// Whether any of these endpoints is in the configuration now in force, and asked as it was.
     fn are_configured(&self, targets: &[Target]) -> bool {
         let fleet = self.fleet();
-        targets.iter().any(|target| fleet.get(target.backend.id).is_some())
+        let is_the_same = |backend: &Backend| {
+            fleet.get(backend.id).is_some_and(|configured| configured.is_asked_like(backend))
+        };
+        targets.iter().any(|target| is_the_same(&target.backend))
     }
 }
 
@@ -326,7 +341,7 @@ impl Router {
 enum Unanswered {
     /// It will have none.
     Failed(Failure),
-    /// Every endpoint it could have gone to has left the configuration.
+    /// Every endpoint it could have gone to has left the configuration, or is to be asked otherwise now.
     Reloaded,
 }
 

@@ -150,28 +150,35 @@ impl Router {
     /// Ollama's `/api/show`: answered by one endpoint that serves the model; the next is asked only
     /// if one gives no answer at all. Takes no slot: it runs no model.
     pub async fn show(&self, model: &str, headers: HeaderMap, body: Bytes) -> Result<Answer, Failure> {
-        let fleet = self.fleet();
-        let mut last = None;
-        for backend in self.backends_for(&fleet, model, Family::Ollama).await? {
-            let mut headers = headers.clone();
-            headers::to_upstream(&mut headers, backend.authorization.as_ref());
-            let url = backend.url("/api/show");
-            let request = UpstreamRequest { method: Method::POST, url, headers, body: body.clone() };
-            let limit = fleet.config.first_byte_timeout;
-            let endpoint = backend.name.clone();
-            let answer = within(self.ports.clock.as_ref(), limit, async {
-                let response = self.ports.upstream.send(request).await;
-                whole(&backend, response.map_err(|error| Failure::Upstream { endpoint, error })?).await
-            });
-            match answer.await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(failure)) => last = Some(failure),
-                Err(Elapsed) => {
-                    last = Some(Failure::FirstByteTimeout { endpoint: backend.name.clone(), after: limit });
+        'anew: loop {
+            let fleet = self.fleet();
+            let mut last = None;
+            for backend in self.backends_for(&fleet, model, Family::Ollama).await? {
+                // A reload in the meantime may have it asked with another key, or not at all.
+                if !self.fleet().latest(&backend).is_asked_like(&backend) {
+                    continue 'anew;
+                }
+                let mut headers = headers.clone();
+                headers::to_upstream(&mut headers, backend.authorization.as_ref());
+                let url = backend.url("/api/show");
+                let request = UpstreamRequest { method: Method::POST, url, headers, body: body.clone() };
+                let limit = fleet.config.first_byte_timeout;
+                let endpoint = backend.name.clone();
+                let answer = within(self.ports.clock.as_ref(), limit, async {
+                    let response = self.ports.upstream.send(request).await;
+                    whole(&backend, response.map_err(|error| Failure::Upstream { endpoint, error })?).await
+                });
+                match answer.await {
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(failure)) => last = Some(failure),
+                    Err(Elapsed) => {
+                        last =
+                            Some(Failure::FirstByteTimeout { endpoint: backend.name.clone(), after: limit });
+                    }
                 }
             }
+            return Err(last.expect("at least one endpoint serves the model"));
         }
-        Err(last.expect("at least one endpoint serves the model"))
     }
 
     /// Learns what every endpoint serves and has loaded, so that the first request need not wait.
@@ -199,5 +206,9 @@ fn is_up(backend: &Backend, slots: &Snapshot) -> bool {
 }
 
 fn models(listings: &[(Arc<Backend>, Arc<Listing>)]) -> impl Iterator<Item = (Kind, &listing::Model)> {
-    listings.iter().flat_map(|(backend, listing)| listing.models().map(|model| (backend.kind, model)))
+    listings.iter().flat_map(|(backend, listing)| {
+        // A reload may have made it something else since the caller looked at the fleet.
+        let kind = listing.kind().unwrap_or(backend.kind);
+        listing.models().map(move |model| (kind, model))
+    })
 }

@@ -185,7 +185,9 @@ impl Router {
         refresh: Option<Refresh<T>>,
     ) {
         let Some(refresh) = refresh else { return };
-        let (router, backend) = (self.arc(), Arc::clone(backend));
+        // Whoever is early may hold an endpoint as it was before a reload; what it says now must be asked for as
+        // the reload says. A reload from here on makes the permit worthless (`catalog-age`).
+        let (router, backend) = (self.arc(), Arc::clone(self.fleet().latest(backend)));
         let (path, read, tell) = ((question.path)(backend.kind), question.read, question.tell);
         let limit = self.fleet().config.listing_timeout;
         let answered_before = (question.cell)(&backend).answered();

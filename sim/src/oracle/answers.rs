@@ -3,13 +3,13 @@
 use pointsman::flow::failure::Failure;
 
 use crate::faults::Fault;
-use crate::plan::Plan;
+use crate::plan::{Call, Plan};
 use crate::sometimes::Point;
 use crate::trace::Actor;
 use crate::world::{Ending, State, World};
 
 use super::breakers::gives_up_at;
-use super::calls::{Closed, EXPIRY, certain_candidates, running, serves_path};
+use super::calls::{Closed, EXPIRY, certain_candidates, running};
 use super::{ANSWER_ENDS, ANSWER_PURE, BREAKER_HONEST, CATALOG_AGE, CATALOG_ISOLATION};
 
 /// How long an error is answered, and how long a pause may have held back the news of it.
@@ -104,7 +104,8 @@ pub(crate) fn ended(world: &World, client: usize, ending: Ending) {
         broken_for_a_reason(&mut state, &world.plan, now, client);
     }
     let of = &state.clients[client];
-    if ending != Ending::Answered || of.asked.call.inference().is_none() || of.error_said {
+    let reads = of.asked.call == Call::Show || of.asked.call.inference().is_some();
+    if ending != Ending::Answered || !reads || of.error_said {
         return;
     }
     let whole = of.sources.as_ref().is_some_and(|sources| {
@@ -190,17 +191,17 @@ fn endpoint_of(plan: &Plan, name: &str) -> Option<usize> {
 fn said_not_to_serve(state: &mut State, plan: &Plan, now: u64, client: usize, name: &str) {
     let Some(endpoint) = endpoint_of(plan, name) else { return };
     let of = &state.clients[client];
-    let path = serves_path(plan.endpoints[endpoint].speaks);
-    let said = state.instances[of.instance].listings.iter().any(|listing| {
-        listing.endpoint == endpoint
-            && listing.path == path
+    let instance = &state.instances[of.instance];
+    let said = instance.listings.iter().any(|listing| {
+        listing.of_served(endpoint)
+            && listing.may_be_believed(instance, of.began)
             && listing.began + EXPIRY > of.began
             && listing.held.as_ref().is_some_and(|held| held.get(of.asked.model) != Some(&true))
     });
     if !said {
-        let ever = state.instances[of.instance].listings.iter().any(|listing| {
+        let ever = instance.listings.iter().any(|listing| {
             let lacked = listing.held.as_ref().is_some_and(|held| held.get(of.asked.model) != Some(&true));
-            listing.endpoint == endpoint && listing.path == path && lacked
+            listing.of_served(endpoint) && lacked
         });
         // What it once said is too old; what it never said was said in another concern.
         let promise = if ever { CATALOG_AGE } else { CATALOG_ISOLATION };
@@ -216,9 +217,9 @@ fn said_not_to_serve(state: &mut State, plan: &Plan, now: u64, client: usize, na
 fn said_to_have_failed(state: &mut State, plan: &Plan, now: u64, client: usize, name: &str) {
     let Some(endpoint) = endpoint_of(plan, name) else { return };
     let of = &state.clients[client];
-    let path = serves_path(plan.endpoints[endpoint].speaks);
-    let failed = state.instances[of.instance].listings.iter().any(|listing| {
-        let same = listing.endpoint == endpoint && listing.path == path;
+    let instance = &state.instances[of.instance];
+    let failed = instance.listings.iter().any(|listing| {
+        let same = listing.of_served(endpoint) && listing.may_be_believed(instance, of.began);
         let lately = listing.ended.is_none_or(|at| at + ERROR_EXPIRY > of.began);
         same && lately && (listing.held.is_none() || listing.ended.is_none_or(|at| at > of.began))
     });
@@ -240,7 +241,7 @@ fn waited_in_vain(state: &mut State, plan: &Plan, now: u64, client: usize) {
         return;
     }
     let limit = settings.limit;
-    let free = certain_candidates(state, plan, now, client, model)
+    let free = certain_candidates(state, now, client, model)
         .into_iter()
         .find(|endpoint| running(state, instance, *endpoint, model) + state.handed_over(instance) < limit);
     if let Some(endpoint) = free {
@@ -256,7 +257,7 @@ fn turned_away(state: &mut State, plan: &Plan, now: u64, client: usize) {
     if !of.calls.is_empty() || plan.faults.is_on(Fault::Pause) {
         return;
     }
-    if let Some(well) = certain_candidates(state, plan, now, client, model).first() {
+    if let Some(well) = certain_candidates(state, now, client, model).first() {
         let why = format!(
             "instance {instance} tells client {client} that nobody is healthy, and endpoint {well} is"
         );

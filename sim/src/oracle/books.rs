@@ -35,8 +35,8 @@ fn stored(disk: &Disk, plan: &Plan) -> Result<Rows, String> {
             let endpoint = (0..plan.endpoints.len()).find(|e| plan.endpoints[*e].url(*e) == row.endpoint);
             let endpoint = endpoint.ok_or_else(|| format!("{key} has a row for {}", row.endpoint))?;
             let of = &plan.endpoints[endpoint];
-            let model = (0..of.models.len()).find(|m| of.tracked(*m) == row.model);
-            let model = model.ok_or_else(|| format!("{key} has a row for model {}", row.model))?;
+            let (model, _) =
+                of.number_of(&row.model).ok_or_else(|| format!("{key} has a row for model {}", row.model))?;
             let sum = rows.entry((minute, endpoint, model)).or_default();
             *sum = (sum.0 + row.input_tokens, sum.1 + row.output_tokens);
         }

@@ -1,13 +1,15 @@
 //! What one call from an instance to an endpoint proves, when it opens and when it closes.
 
 use crate::net::concerns_of;
-use crate::plan::{Plan, Speaks};
+use crate::plan::{Call, Plan, Speaks, tracked};
 use crate::sometimes::Point;
 use crate::trace::Actor;
-use crate::world::{CallKind, Listing, State};
+use crate::world::{CallKind, Instance, Listing, State};
 
 use super::breakers::Told;
-use super::{CATALOG_AGE, CATALOG_ISOLATION, CATALOG_SINGLE_FLIGHT, SLOT_CONSERVATION, SLOT_LIMIT};
+use super::{
+    CATALOG_AGE, CATALOG_ISOLATION, CATALOG_SINGLE_FLIGHT, RELOAD_HEEDED, SLOT_CONSERVATION, SLOT_LIMIT,
+};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -31,16 +33,59 @@ pub(crate) enum Closed {
 }
 
 /// The path under which an endpoint lists the models it serves.
-pub(super) fn serves_path(speaks: Speaks) -> &'static str {
-    if speaks == Speaks::Ollama { "/api/tags" } else { "/v1/models" }
+fn serves_path(speaks: Speaks) -> &'static str {
+    if speaks.tags() { "/api/tags" } else { "/v1/models" }
+}
+
+impl Listing {
+    /// It says what the endpoint serves.
+    pub(super) fn of_served(&self, endpoint: usize) -> bool {
+        self.endpoint == endpoint && self.path == serves_path(self.asked_as.speaks)
+    }
+
+    /// Somebody who came at `since` may go by it: the endpoint is still asked as it was then, or has been asked
+    /// otherwise only since.
+    pub(super) fn may_be_believed(&self, of: &Instance, since: u64) -> bool {
+        self.turn == of.turns[self.endpoint] || of.turned_at[self.endpoint].is_some_and(|at| at >= since)
+    }
 }
 
 /// The router has sent a request.
 pub(crate) fn call_opened(state: &mut State, plan: &Plan, now: u64, id: usize) {
+    asked_as_configured(state, now, id);
     match state.calls[id].kind {
         CallKind::Inference(model) => inference_opened(state, plan, now, id, model),
-        CallKind::Listing(listing) => listing_opened(state, plan, now, id, listing),
-        CallKind::Other => {}
+        CallKind::Listing(listing) => listing_opened(state, now, id, listing),
+        CallKind::Other => {
+            if let Some(client) = state.calls[id].client {
+                listed_lately(state, now, id, state.clients[client].asked.model);
+            }
+        }
+    }
+}
+
+/// Whatever is sent comes with the key, and to the interface, of the configuration now in force.
+fn asked_as_configured(state: &mut State, now: u64, id: usize) {
+    let call = &state.calls[id];
+    let (instance, endpoint, asked_as) = (call.instance, call.endpoint, call.asked_as);
+    let native = match call.kind {
+        CallKind::Listing(listing) => {
+            Some(state.instances[instance].listings[listing].path.starts_with("/api/"))
+        }
+        // An Ollama speaks both.
+        CallKind::Inference(_) | CallKind::Other => {
+            let asked = call.client.map(|client| state.clients[client].asked.call);
+            asked.is_some_and(Call::is_native).then_some(true)
+        }
+    };
+    let heeded = call.key == asked_as.key && native.is_none_or(|native| native == asked_as.speaks.tags());
+    if !heeded {
+        let why = format!(
+            "instance {instance} sends call {id} to endpoint {endpoint} with key {}{}, its configuration says {asked_as:?}",
+            call.key,
+            if native == Some(true) { " as to an Ollama" } else { "" },
+        );
+        state.break_promise(now, RELOAD_HEEDED, why);
     }
 }
 
@@ -73,28 +118,25 @@ fn inference_opened(state: &mut State, plan: &Plan, now: u64, id: usize, model: 
         let promise = if counted < running { SLOT_CONSERVATION } else { SLOT_LIMIT };
         state.break_promise(now, promise, why);
     }
-    overloaded_without_need(state, plan, now, id, model, running);
-    errors_expire(state, plan, now, id);
+    overloaded_without_need(state, now, id, model, running);
+    errors_expire(state, now, id);
 
     state.instances[instance].told.push(Told::Entered(id));
-    listed_lately(state, plan, now, id, model);
+    listed_lately(state, now, id, model);
 }
 
-/// Calls now running for a model at an endpoint, from one instance.
+/// Calls now running for a model at an endpoint, from one instance, under the name it now has there.
 pub(super) fn running(state: &State, instance: usize, endpoint: usize, model: usize) -> u32 {
-    let calls = state.instances[instance].running_calls.iter().map(|call| &state.calls[*call]);
-    calls.filter(|call| call.endpoint == endpoint && call.kind == CallKind::Inference(model)).count() as u32
+    let of = &state.instances[instance];
+    let tags = of.asked_as[endpoint].speaks.tags();
+    let calls = of.running_calls.iter().map(|call| &state.calls[*call]);
+    let same = calls.filter(|call| call.endpoint == endpoint && call.kind == CallKind::Inference(model));
+    same.filter(|call| call.asked_as.speaks.tags() == tags).count() as u32
 }
 
 /// Endpoints that a client of this request could certainly have been sent to when it began: known
 /// to serve the model, healthy, and not silent for long.
-pub(super) fn certain_candidates(
-    state: &State,
-    plan: &Plan,
-    now: u64,
-    client: usize,
-    model: usize,
-) -> Vec<usize> {
+pub(super) fn certain_candidates(state: &State, now: u64, client: usize, model: usize) -> Vec<usize> {
     let asked = &state.clients[client];
     let of = &state.instances[asked.instance];
     let speaks_all = asked.asked.call.inference().is_some_and(|(path, _)| path.starts_with("/v1"));
@@ -102,19 +144,19 @@ pub(super) fn certain_candidates(
     of.endpoints
         .iter()
         .copied()
-        .filter(|e| speaks_all || plan.endpoints[*e].speaks == Speaks::Ollama)
+        .filter(|e| speaks_all || of.asked_as[*e].speaks.tags())
         .filter(|e| of.breakers[*e].reference.is_closed() && of.arrivals[*e] == 0 && of.reloads == 0)
         // Whoever waits looks again every second.
         .filter(|e| now > of.breakers[*e].silent_until + 1_100_000_000)
         .filter(|e| {
-            let path = serves_path(plan.endpoints[*e].speaks);
-            let mut known = of.listings.iter().filter(|l| l.endpoint == *e && l.path == path).peekable();
+            let mut known = of.listings.iter().filter(|l| l.of_served(*e)).peekable();
             let early = known.peek().is_some_and(|l| l.ended.is_some_and(|at| at < asked.began));
             early
                 && known.all(|l| l.ended.is_some() && l.held.as_ref().is_some_and(|held| held[model]))
-                && of.listings.iter().any(|l| {
-                    l.endpoint == *e && l.path == path && l.began + EXPIRY / 2 > now && l.ended.is_some()
-                })
+                && of
+                    .listings
+                    .iter()
+                    .any(|l| l.of_served(*e) && l.began + EXPIRY / 2 > now && l.ended.is_some())
         })
         .filter(|e| {
             let busy = of.running_calls.iter().any(|call| state.calls[*call].endpoint == *e);
@@ -123,14 +165,7 @@ pub(super) fn certain_candidates(
         .collect()
 }
 
-fn overloaded_without_need(
-    state: &mut State,
-    plan: &Plan,
-    now: u64,
-    id: usize,
-    model: usize,
-    running_now: u32,
-) {
+fn overloaded_without_need(state: &mut State, now: u64, id: usize, model: usize, running_now: u32) {
     let (instance, endpoint) = (state.calls[id].instance, state.calls[id].endpoint);
     let Some(client) = state.calls[id].client else { return };
     let settings = &state.instances[instance].settings;
@@ -139,7 +174,7 @@ fn overloaded_without_need(
     }
     state.reached(Point::Overloaded);
     let limit = state.instances[instance].settings.limit;
-    let free = certain_candidates(state, plan, now, client, model)
+    let free = certain_candidates(state, now, client, model)
         .into_iter()
         .find(|other| *other != endpoint && running(state, instance, *other, model) < limit);
     if let Some(free) = free {
@@ -151,13 +186,14 @@ fn overloaded_without_need(
 }
 
 /// An error about what is loaded is asked about again, behind the next request after its quiet time.
-fn errors_expire(state: &mut State, plan: &Plan, now: u64, id: usize) {
+fn errors_expire(state: &mut State, now: u64, id: usize) {
     let (instance, endpoint) = (state.calls[id].instance, state.calls[id].endpoint);
     let Some(asked) = state.calls[id].client.map(|client| state.clients[client].began) else { return };
     let of = &mut state.instances[instance];
-    let is_its = |l: &&Listing| l.endpoint == endpoint && l.path == "/api/ps";
+    let turn = of.turns[endpoint];
+    let is_its = |l: &&Listing| l.endpoint == endpoint && l.path == "/api/ps" && l.turn == turn;
     let failed = of.listings.iter().rev().find(is_its).filter(|l| l.held.is_none()).and_then(|l| l.ended);
-    let (Speaks::Ollama, Some(failed)) = (plan.endpoints[endpoint].speaks, failed) else { return };
+    let (Speaks::Ollama, Some(failed)) = (of.asked_as[endpoint].speaks, failed) else { return };
     // A request that has waited may have looked before that.
     if asked < failed + ERROR_QUIET {
         return;
@@ -178,7 +214,8 @@ fn errors_expire(state: &mut State, plan: &Plan, now: u64, id: usize) {
 /// How many requests the router itself says an endpoint runs for a model.
 fn counted(state: &State, plan: &Plan, instance: usize, endpoint: usize, model: usize) -> u32 {
     let Some(router) = &state.instances[instance].router else { return 0 };
-    let (url, tracked) = (plan.endpoints[endpoint].url(endpoint), plan.endpoints[endpoint].tracked(model));
+    let url = plan.endpoints[endpoint].url(endpoint);
+    let tracked = tracked(model, state.instances[instance].asked_as[endpoint].speaks);
     let slots = router.usage().snapshot().slots;
     let used = slots.endpoints.iter().find(|used| used.name.as_str() == url);
     let mut in_flight = used.into_iter().flat_map(|used| used.in_flight.iter());
@@ -186,14 +223,15 @@ fn counted(state: &State, plan: &Plan, instance: usize, endpoint: usize, model: 
 }
 
 /// A model is asked only of an endpoint that has listed it not too long ago.
-fn listed_lately(state: &mut State, plan: &Plan, now: u64, id: usize, model: usize) {
+fn listed_lately(state: &mut State, now: u64, id: usize, model: usize) {
     let call = &state.calls[id];
     let Some(client) = call.client else { return };
     let began = state.clients[client].began;
-    let path = serves_path(plan.endpoints[call.endpoint].speaks);
-    let known = state.instances[call.instance].listings.iter().any(|listing| {
-        listing.endpoint == call.endpoint
-            && listing.path == path
+    let of = &state.instances[call.instance];
+    let known = of.listings.iter().any(|listing| {
+        listing.of_served(call.endpoint)
+            && listing.asked_as == call.asked_as
+            && listing.may_be_believed(of, began)
             && listing.ended.is_some()
             && listing.began + EXPIRY > began
             && listing.held.as_ref().is_some_and(|held| held.get(model) == Some(&true))
@@ -207,14 +245,14 @@ fn listed_lately(state: &mut State, plan: &Plan, now: u64, id: usize, model: usi
     }
 }
 
-fn listing_opened(state: &mut State, plan: &Plan, now: u64, id: usize, listing: usize) {
+fn listing_opened(state: &mut State, now: u64, id: usize, listing: usize) {
     let call = &state.calls[id];
     let (instance, endpoint) = (call.instance, call.endpoint);
     let of = &state.instances[instance];
-    let path = of.listings[listing].path;
+    let Listing { path, asked_as, turn, .. } = of.listings[listing];
     let same = || of.listings[..listing].iter().filter(|l| l.endpoint == endpoint && l.path == path);
     let under_way = 1 + same().filter(|l| l.ended.is_none()).count() as u32;
-    let concerns = concerns_of(&plan.endpoints[endpoint]);
+    let concerns = concerns_of(asked_as.speaks);
     if under_way > concerns {
         let why = format!(
             "instance {instance} asks endpoint {endpoint} for {path} {under_way} times at once, {concerns} concerns share it"
@@ -222,7 +260,7 @@ fn listing_opened(state: &mut State, plan: &Plan, now: u64, id: usize, listing: 
         return state.break_promise(now, CATALOG_SINGLE_FLIGHT, why);
     }
     let last = same().next_back().cloned();
-    let (Some(last), 1) = (last, concerns) else { return };
+    let (Some(last), 1) = (last.filter(|last| last.turn == turn), concerns) else { return };
     let Some(ended) = last.ended else { return };
     if now >= last.began + EXPIRY {
         state.reached(Point::RefetchedAfterExpiry);
@@ -309,13 +347,15 @@ fn listing_closed(state: &mut State, plan: &Plan, now: u64, id: usize, listing: 
     let entry = &mut state.instances[instance].listings[listing];
     entry.ended = Some(now);
     if how != Closed::Ended {
-        entry.held = None;
+        (entry.held, entry.loaded) = (None, None);
     }
     let (began, failed) = (entry.began, entry.held.is_none());
+    let (endpoint, turn) = (entry.endpoint, entry.turn);
     if failed {
         state.reached(Point::ListingFailed);
     }
-    if how == Closed::Dropped {
+    // What was asked of an endpoint that is now asked otherwise is of no use.
+    if how == Closed::Dropped && turn == state.instances[instance].turns[endpoint] {
         if now < began + timeout {
             let why = format!(
                 "instance {instance} gave up listing call {id} after {} ms, before its time",

@@ -232,14 +232,18 @@ fn in_flight(state: &State, plan: &Plan, instance: usize, slots: &Snapshot) -> J
             );
             return Err((SLOT_CONSERVATION, why));
         }
+        let (turned, now_tags) = (of.turns[endpoint] > 0, of.asked_as[endpoint].speaks.tags());
         for (model, count) in used.in_flight.iter() {
-            let Some(known) = plan.endpoints[endpoint].number_of(model.as_str()) else {
+            let known = plan.endpoints[endpoint].number_of(model.as_str());
+            // What was let in before a reload keeps the name it was let in under.
+            let Some((known, tags)) = known.filter(|(_, tags)| turned || *tags == now_tags) else {
                 return Err((
                     SLOT_CONSERVATION,
                     format!("endpoint {endpoint} has slots under {model}, a name it does not have"),
                 ));
             };
-            let working = running().filter(|call| call.kind == CallKind::Inference(known)).count();
+            let same = running().filter(|call| call.kind == CallKind::Inference(known));
+            let working = same.filter(|call| call.asked_as.speaks.tags() == tags).count();
             if (*count as usize) < working {
                 let why = format!(
                     "endpoint {endpoint} works on {working} requests for {model}, instance {instance} counts {count}"
