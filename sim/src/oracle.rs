@@ -1,7 +1,7 @@
 //! The promises of the design, judged from outside: against what endpoints, clients and stores saw,
 //! never against the router's own opinion alone.
 //!
-//! - `calls`: what a single call proves: slot-limit, catalog-single-flight, catalog-age.
+//! - `calls`: what a single call proves: slot-limit, catalog-single-flight, catalog-age, reload-heeded.
 //! - `counts`: after each step of an instance: slot-conservation, slot-limit, admitted-adds-up,
 //!   snapshot-whole, token-conservation.
 //! - `breakers`: after each step, too: breaker-honest.
