@@ -207,7 +207,7 @@ impl Router {
                 tracing::warn!(endpoint = %backend.name, path, why, "endpoint could not be asked");
             }
             let answered = result.is_ok();
-            if let Some((_, after)) = refresh.settle(router.ports.clock.now(), result.map_err(Arc::from)) {
+            if let Some(after) = refresh.settle(router.ports.clock.now(), result.map_err(Arc::from)) {
                 tell(&router, &backend, &after);
             }
             if answered != answered_before {
