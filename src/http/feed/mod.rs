@@ -38,9 +38,6 @@ use super::{auth, reply};
 /// The routes whose handlers need to know their peer.
 pub(super) const ROUTES: [&str; 2] = ["/api/events", "/subscribe"];
 
-/// How long a subscriber that is cut off may take to read why.
-const GRACE: Duration = Duration::from_secs(10);
-
 /// How long a subscriber may take over what it has once the server stops, which waits for it.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
