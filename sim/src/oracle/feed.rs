@@ -487,6 +487,10 @@ pub(crate) fn refused(world: &World, number: usize, router: &Router, error: &Fol
         FollowError::Future { after, tip } => {
             format!("is told that its number {after} is ahead of the tip {tip}")
         }
+        // It asks for times that its server's clock has reached.
+        FollowError::NotYet { time, now } => {
+            format!("is told that {} ms lies in the future, it is {} ms", time.as_millis(), now.as_millis())
+        }
         // Its disk fails, fills up and forgets what was not synced; it never damages what it holds.
         FollowError::Store(StoreError::Corrupt(why)) => {
             let why = format!("is told that the log is damaged: {why}");

@@ -146,7 +146,7 @@ fn reason(why: &FollowError) -> &'static str {
     match why {
         FollowError::Off => "off",
         FollowError::Gone { .. } => "gone",
-        FollowError::Future { .. } => "future",
+        FollowError::Future { .. } | FollowError::NotYet { .. } => "future",
         FollowError::Store(_) => "failed",
     }
 }
@@ -157,6 +157,9 @@ fn refused(why: &FollowError) -> Response {
         FollowError::Off => (StatusCode::SERVICE_UNAVAILABLE, Some(("event_log", Value::from("off")))),
         FollowError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, None),
         FollowError::Gone { floor } => (StatusCode::GONE, Some(("floor", Value::from(*floor)))),
+        FollowError::NotYet { now, .. } => {
+            (StatusCode::BAD_REQUEST, Some(("now_ms", Value::from(now.as_millis()))))
+        }
         FollowError::Future { tip, .. } => (StatusCode::BAD_REQUEST, Some(("tip", Value::from(*tip)))),
     };
     error(status, &why.to_string(), extra.as_slice())
