@@ -113,8 +113,8 @@ impl Reference {
                     "model.unloaded" => ("loaded", false),
                     _ => return Ok(()),
                 };
-                let name = |name: &Option<Box<str>>| name.as_deref().unwrap_or_default().to_owned();
-                let (endpoint, model) = (name(&event.endpoint), name(&event.model));
+                let name = |name: Option<&str>| name.unwrap_or_default().to_owned();
+                let (endpoint, model) = (name(event.endpoint()), name(event.model()));
                 let before = self.there.insert((concern, endpoint, model), now);
                 // Every endpoint begins up, and with nothing.
                 if before.unwrap_or(concern == "endpoint") == now {
