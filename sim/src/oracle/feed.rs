@@ -559,10 +559,10 @@ pub(crate) fn progress(world: &World) -> Vec<Progress> {
 pub(crate) fn at_rest(world: &World, before: &[Progress]) {
     let now = world.now();
     let mut state = world.state.lock();
-    for instance in 0..state.instances.len() {
+    for (instance, before) in before.iter().enumerate() {
         learn(&mut state, now, instance);
         let Some(router) = state.instances[instance].router.clone() else { continue };
-        let (tip, handed_in) = (router.log().bounds().tip, before[instance].handed_in);
+        let (tip, handed_in) = (router.log().bounds().tip, before.handed_in);
         if tip < handed_in {
             let why = format!(
                 "{} events of instance {instance} still wait to be durable at rest, seconds after they were handed in",
