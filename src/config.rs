@@ -32,6 +32,9 @@ pub use self::secret::Secret;
 use self::document::{Node, Value};
 use self::key::{Draft, KEYS, Key};
 
+/// How long a subscriber that was cut off may take to read why.
+pub const STALL_GRACE: Duration = Duration::from_secs(10);
+
 /// Everything that can be configured, each field with the key, the unit and the default.
 ///
 /// Every key is also an environment variable: `NOMYO_ROUTER_` and the key in upper case, except
@@ -115,7 +118,7 @@ pub struct Config {
     /// origin as a browser says it: scheme, host, and the port unless it is the scheme's. Default none.
     pub allowed_origins: Vec<String>,
     /// `subscriber_stall_secs`: a subscriber that takes not a byte for so long is cut off, and told so once
-    /// it reads again. Default 30 s.
+    /// it reads again, within [`STALL_GRACE`]. Holds as far as `idle_timeout` lets the connection be. Default 30 s.
     pub subscriber_stall: Duration,
     /// `subscriber_min_rate`: a subscriber whose lag grows while it takes fewer events per second than
     /// this is cut off. Default 10.
@@ -331,6 +334,10 @@ impl Reader<'_> {
             endpoint::endpoints(&endpoints, &llama, &api_keys, &mut self.errors, &mut self.warnings);
         for (key, variable) in empty_keys {
             self.warnings.push(Warning::EmptyApiKey { key, variable });
+        }
+        let (stall, idle) = (config.subscriber_stall.saturating_add(STALL_GRACE), config.idle_timeout);
+        if stall > idle {
+            self.warnings.push(Warning::StallBehindIdle { stall, idle });
         }
         if config.cache.enabled {
             self.warnings.push(Warning::NoCacheYet);

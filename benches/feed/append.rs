@@ -5,14 +5,12 @@
 
 use std::hint::black_box;
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use pointsman::core::timeline::{Bounds, Limits, Look, Timeline};
-use pointsman::pretend::{Pretend, Profile};
 use pointsman::wire::event::Event;
 use tokio::time::sleep;
 
@@ -20,7 +18,7 @@ use crate::crowd::{Over, silent};
 use crate::load::Load;
 use crate::made;
 use crate::paired::Paired;
-use crate::process::{Process, yaml};
+use crate::process::{Process, backend, yaml};
 use crate::report::{Report, quantile};
 
 const STALLED: usize = 1_000;
@@ -49,8 +47,7 @@ pub(crate) async fn run(
     rounds: usize,
     report: &mut Report,
 ) -> io::Result<()> {
-    pointsman::adapters::upstream::install_tls();
-    let backend = Pretend::start(Profile::ollama(["m"]).tokens(1), SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    let backend = backend(["m"])?;
     let more = "per_ip_limit: 0\nper_ip_connections: 0\nsubscriber_stall_secs: 3600\n";
     let (mut routers, mut loads) = (Vec::new(), Vec::new());
     for name in ["one", "other"] {

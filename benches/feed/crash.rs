@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use pointsman::adapters::entropy::SeededEntropy;
 use pointsman::ports::Entropy as _;
-use pointsman::pretend::{Pretend, Profile};
+use pointsman::pretend::Pretend;
 use pointsman::wire::event::Event;
 use pointsman::wire::filter::{Filter, Pattern};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::load::{Load, tip};
-use super::process::{Process, yaml};
+use super::process::{Process, backend, yaml};
 use super::subscriber::{Asks, Given, Subscriber, event, hash};
 
 /// How long subscribers may take to come to the tip.
@@ -68,12 +68,9 @@ pub(crate) struct Outcome {
 
 /// Does it.
 pub(crate) async fn run(plan: &Plan, folder: &Path) -> io::Result<Outcome> {
-    pointsman::adapters::upstream::install_tls();
     let dice = SeededEntropy::new(plan.seed);
     let models: Vec<String> = (0..plan.models).map(|index| format!("m{index:02}")).collect();
-    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-    let backend = || Pretend::start(Profile::ollama(models.clone()).tokens(1), loopback);
-    let backends = [backend()?, backend()?];
+    let backends = [backend(models.clone())?, backend(models.clone())?];
     let endpoints: Vec<_> = backends.iter().map(Pretend::endpoint).collect();
     let more = "per_ip_limit: 0\nper_ip_connections: 0\nsubscriber_stall_secs: 60\nevent_ring: 4096\n";
     let mut router = Process::start(folder, &yaml(&endpoints, more))?;

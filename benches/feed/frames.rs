@@ -2,18 +2,16 @@
 //! the same load, over the events that the crowd was given.
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use pointsman::pretend::{Pretend, Profile};
 use tokio::time::sleep;
 
 use crate::crowd::{Crowd, Over};
 use crate::load::Load;
 use crate::median::median;
 use crate::proc::cpu_us;
-use crate::process::{Process, yaml};
+use crate::process::{Process, backend, yaml};
 use crate::report::{Bound, Report};
 
 const SUBSCRIBERS: usize = 200;
@@ -27,8 +25,7 @@ pub(crate) async fn run(
     rounds: usize,
     report: &mut Report,
 ) -> io::Result<()> {
-    pointsman::adapters::upstream::install_tls();
-    let backend = Pretend::start(Profile::ollama(["m"]).tokens(1), SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    let backend = backend(["m"])?;
     let more = "per_ip_limit: 0\nper_ip_connections: 0\n";
     let router = Process::start(folder, &yaml(&[backend.endpoint()], more))?;
     let load = Load::start(router.address, &["m".to_owned()], REQUESTS_PER_S, 8);

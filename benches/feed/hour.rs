@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use memchr::memmem;
-use pointsman::pretend::{Pretend, Profile};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
@@ -23,7 +22,7 @@ use crate::crowd::{Over, open};
 use crate::load::{Load, get};
 use crate::median::median;
 use crate::proc::resident_kib;
-use crate::process::{Process, yaml};
+use crate::process::{Process, backend, yaml};
 use crate::report::{Bound, Report};
 
 const MINUTES: usize = 60;
@@ -69,15 +68,13 @@ struct Tally {
 
 /// `secs`: how long a simulated minute's traffic is; the whole hour has 60.
 pub(crate) async fn run(folder: &Path, secs: Option<f64>, report: &mut Report) -> io::Result<()> {
-    pointsman::adapters::upstream::install_tls();
     let scale = secs.unwrap_or(SECS) / SECS;
     let each = (REQUESTS_PER_S * SECS * scale).ceil() as u64;
     let kept = (KEPT_EVENTS * scale).max(KEPT_MIN) as u64;
     let ring =
         if scale < 1.0 { format!("event_ring: {:.0}\n", (RING * scale).max(16.0)) } else { String::new() };
     let models: Vec<String> = (0..MODELS).map(|index| format!("m{index:02}")).collect();
-    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-    let backend = Pretend::start(Profile::ollama(models.clone()).tokens(1), loopback)?;
+    let backend = backend(models.clone())?;
     let more = format!("event_log_max_events: {kept}\n{ring}");
     let router = Process::start(folder, &yaml(&[backend.endpoint()], &more))?;
     let (mut crowd, tally) = (JoinSet::new(), Arc::new(Tally::default()));

@@ -8,6 +8,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use pointsman::adapters::upstream::install_tls;
+use pointsman::pretend::{Model, Pretend, Profile};
+
 /// `pointsman serve` in a folder of its own.
 pub(crate) struct Process {
     child: Child,
@@ -78,6 +81,12 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A backend that serves these models, one token for each answer.
+pub(crate) fn backend<M: Into<Model>>(models: impl IntoIterator<Item = M>) -> io::Result<Pretend> {
+    install_tls();
+    Pretend::start(Profile::ollama(models).tokens(1), SocketAddr::from(([127, 0, 0, 1], 0)))
 }
 
 /// A configuration before these endpoints: every slot free, no limit on subscribers, and further lines.

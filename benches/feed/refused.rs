@@ -2,13 +2,11 @@
 //! small, and requests go on.
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use pointsman::pretend::{Pretend, Profile};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -16,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::crowd::{Over, open};
 use crate::load::Load;
 use crate::proc::resident_kib;
-use crate::process::{Process, yaml};
+use crate::process::{Process, backend, yaml};
 use crate::report::{Bound, Report, quantile};
 
 const ATTEMPTS: usize = 10_000;
@@ -28,8 +26,7 @@ const REQUESTS_PER_S: f64 = 50.0;
 const LOOK: Duration = Duration::from_millis(20);
 
 pub(crate) async fn run(folder: &Path, report: &mut Report) -> io::Result<()> {
-    pointsman::adapters::upstream::install_tls();
-    let backend = Pretend::start(Profile::ollama(["m"]).tokens(1), SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    let backend = backend(["m"])?;
     let router = Process::start(folder, &yaml(&[backend.endpoint()], ""))?;
     let load = Load::start(router.address, &["m".to_owned()], REQUESTS_PER_S, 2);
     sleep(Duration::from_millis(500)).await;

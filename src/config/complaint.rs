@@ -5,6 +5,7 @@
 //! described, not shown. `main` prints them at start, on `check-config` and on a reload.
 
 use core::fmt;
+use core::time::Duration;
 
 use thiserror::Error;
 
@@ -118,6 +119,13 @@ pub enum Warning {
         /// The environment variable it was to come from.
         variable: Option<String>,
     },
+    /// A subscriber's connection is cut before the subscriber has had its time.
+    StallBehindIdle {
+        /// `subscriber_stall_secs` and the time to read why.
+        stall: Duration,
+        /// `idle_timeout_secs`, which holds for any connection.
+        idle: Duration,
+    },
     /// `cache_enabled` is accepted, but there is no response cache yet.
     NoCacheYet,
 }
@@ -150,6 +158,15 @@ impl fmt::Display for Warning {
                 )
             }
             Warning::EmptyApiKey { key, variable: None } => write!(f, "{key} is empty: no key is used"),
+            Warning::StallBehindIdle { stall, idle } => write!(
+                f,
+                "a connection whose client takes nothing is cut after idle_timeout_secs, {} s, which leaves no time \
+                 for subscriber_stall_secs and the {} s to read why after it: set idle_timeout_secs to {} or more, or \
+                 subscriber_stall_secs to less",
+                idle.as_secs_f64(),
+                super::STALL_GRACE.as_secs(),
+                stall.as_secs_f64(),
+            ),
             Warning::NoCacheYet => f.write_str(
                 "cache_enabled is true, but this version has no response cache yet; requests are not cached",
             ),

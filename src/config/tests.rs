@@ -288,7 +288,13 @@ fn cases() -> Vec<Case> {
         seconds("queue_timeout_secs", |c| format!("{:?}", c.queue_timeout)),
         seconds("connect_timeout_secs", |c| format!("{:?}", c.connect_timeout)),
         seconds("first_byte_timeout_secs", |c| format!("{:?}", c.first_byte_timeout)),
-        seconds("idle_timeout_secs", |c| format!("{:?}", c.idle_timeout)),
+        // Less leaves subscribers no time, which is warned of.
+        Case {
+            key: "idle_timeout_secs",
+            good: &[("40", "40s"), ("40.25", "40.25s"), ("'60.5'", "60.5s"), ("31536000", "31536000s")],
+            bad: BAD_SECONDS,
+            show: |c| format!("{:?}", c.idle_timeout),
+        },
         seconds("listing_timeout_secs", |c| format!("{:?}", c.listing_timeout)),
         seconds("header_timeout_secs", |c| format!("{:?}", c.header_timeout)),
         seconds("drain_grace_secs", |c| format!("{:?}", c.drain_grace)),
@@ -367,7 +373,12 @@ fn cases() -> Vec<Case> {
             show: |c| c.trusted_proxies.len().to_string(),
         },
         seconds("event_log_max_age_secs", |c| format!("{:?}", c.event_log_max_age)),
-        seconds("subscriber_stall_secs", |c| format!("{:?}", c.subscriber_stall)),
+        Case {
+            key: "subscriber_stall_secs",
+            good: &[("7", "7s"), ("0.25", "250ms"), ("'1.5'", "1.5s"), ("290", "290s")],
+            bad: BAD_SECONDS,
+            show: |c| format!("{:?}", c.subscriber_stall),
+        },
     ]
 }
 
@@ -646,6 +657,20 @@ fn a_file_that_is_no_map_is_refused() {
 #[test]
 fn the_cache_that_is_not_there_yet_is_said() {
     assert_eq!(parse("cache_enabled: true").unwrap().1, [Warning::NoCacheYet]);
+}
+
+#[test]
+fn a_subscriber_whose_connection_is_cut_before_its_time_is_said() {
+    for yaml in ["subscriber_stall_secs: 600", "idle_timeout_secs: 39.5"] {
+        let [warning] = &warned(yaml)[..] else { panic!("{yaml}: {:?}", warned(yaml)) };
+        for name in ["subscriber_stall_secs", "idle_timeout_secs"] {
+            assert!(warning.contains(name), "{yaml}: {warning}");
+        }
+    }
+    let advised = warned("subscriber_stall_secs: 600");
+    assert!(advised[0].contains("set idle_timeout_secs to 610 or more"), "{advised:?}");
+    quiet("subscriber_stall_secs: 600\nidle_timeout_secs: 610");
+    quiet("subscriber_stall_secs: 290");
 }
 
 #[test]

@@ -221,9 +221,9 @@ pub struct Refresh<T> {
 }
 
 impl<T> Refresh<T> {
-    /// Stores the result at `now`, unless an invalidation came after this permit was given. If it is a
-    /// new value, it is returned with the one before.
-    pub fn settle(mut self, now: Instant, result: Result<T, Arc<str>>) -> Option<(Option<Arc<T>>, Arc<T>)> {
+    /// Stores the result at `now`, unless an invalidation came after this permit was given. A new value is
+    /// returned too.
+    pub fn settle(mut self, now: Instant, result: Result<T, Arc<str>>) -> Option<Arc<T>> {
         self.land(Some((now, result)))
     }
 
@@ -240,7 +240,7 @@ impl<T> Refresh<T> {
         }
     }
 
-    fn land(&mut self, result: Option<(Instant, Result<T, Arc<str>>)>) -> Option<(Option<Arc<T>>, Arc<T>)> {
+    fn land(&mut self, result: Option<(Instant, Result<T, Arc<str>>)>) -> Option<Arc<T>> {
         self.landed = true;
         let mut renewed = None;
         {
@@ -250,9 +250,9 @@ impl<T> Refresh<T> {
                 match result {
                     Some((_, Ok(value))) => {
                         let value = Arc::new(value);
-                        let before = state.value.replace((Arc::clone(&value), self.began));
+                        state.value = Some((Arc::clone(&value), self.began));
                         state.error = None;
-                        renewed = Some((before.map(|(value, _)| value), value));
+                        renewed = Some(value);
                     }
                     Some((now, Err(reason))) => state.error = Some((reason, now)),
                     None => {}
@@ -380,6 +380,16 @@ mod tests {
         assert_eq!(cell.peek(at(11)), None);
         permit(cell.look(at(11))).settle(at(12), Ok(3));
         assert_eq!(cell.peek(at(12)).as_deref(), Some(&3));
+    }
+
+    #[test]
+    fn only_an_answer_that_is_stored_is_handed_back() {
+        let cell = filled(at(0), 1);
+        assert_eq!(permit(cell.look(at(10))).settle(at(11), Ok(2)).as_deref(), Some(&2));
+        assert_eq!(permit(cell.look(at(20))).settle(at(21), Err("refused".into())), None);
+        let late = permit(cell.look(at(59)));
+        cell.invalidate();
+        assert_eq!(late.settle(at(60), Ok(3)), None, "it is not what is known");
     }
 
     #[test]

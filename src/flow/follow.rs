@@ -12,6 +12,7 @@ use crate::core::sync::Arc;
 use crate::core::time::Timestamp;
 use crate::core::timeline::{Bounds, Look, Seq};
 use crate::ports::StoreError;
+use crate::wire::dates;
 use crate::wire::event::Event;
 use crate::wire::filter::Filter;
 
@@ -53,6 +54,17 @@ pub enum FollowError {
         after: Seq,
         /// The newest there is.
         tip: Seq,
+    },
+    /// No event can be later than this time yet.
+    #[error(
+        "{} lies in the future, this router has come to {}: leave `after` out for what comes from now on",
+        rfc3339(*.time), rfc3339(*.now)
+    )]
+    NotYet {
+        /// What was asked for.
+        time: Timestamp,
+        /// Later than every event, too.
+        now: Timestamp,
     },
     /// The store failed.
     #[error("the event log cannot be read at the moment: {0}")]
@@ -103,6 +115,11 @@ impl Router {
     /// The position before the first event later than `time`.
     async fn before(&self, bounds: Bounds, time: Timestamp) -> Result<Seq, FollowError> {
         let gone = || FollowError::Gone { floor: self.log.bounds().floor };
+        // A clock that was set back labels what comes now with times that are gone already.
+        let now = self.ports.clock.wall().max(Timestamp::from_millis(self.log.latest_ms()));
+        if time > now {
+            return Err(FollowError::NotYet { time, now });
+        }
         if self.log.latest_ms() <= time.as_millis() {
             // Nothing is known yet of what was given up before this start.
             return if bounds.tip > 0 && self.log.latest_ms() == 0 { Err(gone()) } else { Ok(bounds.tip) };
@@ -117,6 +134,11 @@ impl Router {
         }
         Ok(first - 1)
     }
+}
+
+fn rfc3339(time: Timestamp) -> String {
+    let seconds = dates::to_rfc3339(time.as_millis() / 1000);
+    format!("{}.{:03}Z", seconds.trim_end_matches('Z'), time.as_millis() % 1000)
 }
 
 impl Reader {

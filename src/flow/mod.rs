@@ -13,6 +13,7 @@ mod headers;
 pub mod infer;
 mod life;
 pub mod log;
+mod news;
 mod numbers;
 pub mod overview;
 mod pace;

@@ -14,11 +14,11 @@ use crate::core::catalog::{Cell, Look, Refresh, Wait};
 use crate::core::sync::Arc;
 use crate::core::time::Instant;
 use crate::ports::{UpstreamRequest, UpstreamResponse};
-use crate::wire::event::{Fields, Kind as What};
 use crate::wire::{Kind, listing};
 
 use super::deadline::{Elapsed, until, within};
-use super::fleet::{Backend, Fleet, Listing, Told};
+use super::fleet::{Backend, Listing};
+use super::news::{IN_MEMORY, SERVED};
 use super::router::Router;
 
 /// The largest listing that is read, in bytes.
@@ -75,20 +75,6 @@ pub(super) const STATUS: Question<String> = Question {
     },
     tell: |_, _, _| {},
 };
-
-/// What changes when an endpoint's listing does: the events, and where the listing stands that was logged last.
-#[derive(Clone, Copy)]
-struct Concern {
-    came: What,
-    went: What,
-    told: fn(&mut Told) -> &mut Option<Arc<Listing>>,
-}
-
-const SERVED: Concern =
-    Concern { came: What::ModelAppeared, went: What::ModelGone, told: |told| &mut told.available };
-
-const IN_MEMORY: Concern =
-    Concern { came: What::ModelLoaded, went: What::ModelUnloaded, told: |told| &mut told.loaded };
 
 /// What an endpoint answered, or why it did not.
 pub(super) enum Known<T> {
@@ -209,7 +195,7 @@ impl Router {
                 tracing::warn!(endpoint = %backend.name, path, why, "endpoint could not be asked");
             }
             let answered = result.is_ok();
-            if let Some((_, after)) = refresh.settle(router.ports.clock.now(), result.map_err(Arc::from)) {
+            if let Some(after) = refresh.settle(router.ports.clock.now(), result.map_err(Arc::from)) {
                 tell(&router, &backend, &after);
             }
             if answered != answered_before {
@@ -217,55 +203,6 @@ impl Router {
             }
         };
         self.ports.spawn.spawn(Box::pin(task)).detach();
-    }
-
-    /// Logs what is new in a listing.
-    fn tell_listing(&self, backend: &Backend, concern: Concern, after: &Arc<Listing>) {
-        if !self.log.is_on() {
-            return;
-        }
-        let mut told = backend.told.lock();
-        if told.configured {
-            self.tell_models(backend, concern, &mut told, Some(Arc::clone(after)));
-        }
-    }
-
-    /// Logs which models came and went because `after` takes the place of `before`: with their endpoints, or
-    /// because what an endpoint said before holds no longer. Called where the fleet is replaced.
-    pub(super) fn tell_fleet(&self, before: &Fleet, after: &Fleet) {
-        if !self.log.is_on() {
-            return;
-        }
-        for backend in before.backends.iter().filter(|backend| after.get(backend.id).is_none()) {
-            let mut told = backend.told.lock();
-            told.configured = false;
-            for concern in [SERVED, IN_MEMORY] {
-                self.tell_models(backend, concern, &mut told, None);
-            }
-        }
-        for backend in &after.backends {
-            let mut told = backend.told.lock();
-            told.configured = true;
-            self.tell_models(backend, SERVED, &mut told, backend.available.last());
-            let loaded = if backend.kind == Kind::OpenAi { None } else { backend.loaded.last() };
-            self.tell_models(backend, IN_MEMORY, &mut told, loaded);
-        }
-    }
-
-    /// Logs the models that are in one listing of an endpoint and not in the other.
-    fn tell_models(&self, backend: &Backend, concern: Concern, told: &mut Told, after: Option<Arc<Listing>>) {
-        let before = core::mem::replace((concern.told)(told), after.clone());
-        let none = Arc::default();
-        let (before, after) = (before.as_ref().unwrap_or(&none), after.as_ref().unwrap_or(&none));
-        if Arc::ptr_eq(before, after) {
-            return;
-        }
-        for (kind, listing, other) in [(concern.came, after, before), (concern.went, before, after)] {
-            for model in listing.models().filter(|model| other.find(&model.name).is_none()) {
-                let (endpoint, model) = (Some(backend.name.as_str().into()), Some((&*model.name).into()));
-                self.note(kind, Fields { endpoint, model, ..Fields::default() });
-            }
-        }
     }
 
     /// The whole body of `path` at one endpoint, which must answer 200.

@@ -6,7 +6,7 @@ const SECONDS_MAX: u64 = 253_402_300_799;
 const DAY: u64 = 86_400;
 
 /// RFC 3339 in UTC. Seconds past the year 9999 come out as 1970, like any other nonsense.
-pub(super) fn to_rfc3339(unix_seconds: u64) -> String {
+pub fn to_rfc3339(unix_seconds: u64) -> String {
     let seconds = if unix_seconds > SECONDS_MAX { 0 } else { unix_seconds };
     let (mut day, of_day) = (seconds / DAY, seconds % DAY);
     let mut year = 1970;

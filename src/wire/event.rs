@@ -5,11 +5,14 @@
 //! a newer program, of a kind unknown here, is read and passed on like any other.
 
 use std::borrow::Cow;
-use std::io::Write as _;
+
+use core::ops::Range;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use super::skim::{Skimmed, skim};
 
 /// The longest name of an endpoint or model in an event, in bytes; longer ones are cut. Keeps the ring's
 /// memory bounded whatever clients ask for.
@@ -152,14 +155,20 @@ pub struct Event {
     pub time_ms: u64,
     /// The kind's name.
     pub kind: Cow<'static, str>,
-    /// The endpoint, if it concerns one.
-    pub endpoint: Option<Box<str>>,
-    /// The model, if it concerns one.
-    pub model: Option<Box<str>>,
-    /// The model as its client named it, if that is another name.
-    pub asked: Option<Box<str>>,
+    endpoint: Option<Name>,
+    model: Option<Name>,
+    asked: Option<Name>,
     /// One JSON object without numbers.
     pub json: Bytes,
+}
+
+/// A name in an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Name {
+    /// Its place in the JSON, which spells it as it is.
+    At { from: u32, to: u32 },
+    /// The JSON spells it otherwise.
+    Own(Box<str>),
 }
 
 /// A record of the log is not an event.
@@ -177,28 +186,57 @@ impl Event {
         }
         let mut json = Vec::with_capacity(192);
         serde_json::to_writer(&mut json, &fields).expect("numbers and strings always serialise");
-        Event {
-            time_ms: fields.time_ms,
-            kind: Cow::Borrowed(kind.name()),
-            endpoint: fields.endpoint.map(|name| Box::from(&*name)),
-            model: fields.model.map(|name| Box::from(&*name)),
-            asked: fields.asked.map(|name| Box::from(&*name)),
-            json: json.into(),
-        }
+        Event::parse(json.into()).expect("an event is read as it was written")
     }
 
     /// Reads an event that was written by [`Event::new`], here or in another version.
     pub fn parse(json: Bytes) -> Result<Event, BadEvent> {
+        let skimmed = if u32::try_from(json.len()).is_ok() { skim(&json) } else { None };
+        let Some(Skimmed { time_ms, kind, endpoint, model, asked }) = skimmed else {
+            return Event::parse_all(json);
+        };
+        // Both fit, since all of it does.
+        let at = |range: Range<usize>| Name::At { from: range.start as u32, to: range.end as u32 };
+        let (endpoint, model, asked) = (endpoint.map(at), model.map(at), asked.map(at));
+        Ok(Event { time_ms, kind: kind_name(kind), endpoint, model, asked, json })
+    }
+
+    /// The same, however it is written.
+    fn parse_all(json: Bytes) -> Result<Event, BadEvent> {
         if json.first() != Some(&b'{') {
             return Err(BadEvent("it is no JSON object".to_owned()));
         }
         let fields: Fields<'_> =
             serde_json::from_slice(&json).map_err(|error| BadEvent(error.to_string()))?;
-        let known = Kind::ALL.iter().find(|kind| kind.name() == fields.kind);
-        let kind = known.map_or_else(|| Cow::Owned(fields.kind.to_string()), |k| Cow::Borrowed(k.name()));
-        let owned = |name: Option<Cow<'_, str>>| name.map(|name| Box::from(&*name));
-        let (endpoint, model, asked) = (owned(fields.endpoint), owned(fields.model), owned(fields.asked));
-        Ok(Event { time_ms: fields.time_ms, kind, endpoint, model, asked, json: json.clone() })
+        let own = |name: Option<Cow<'_, str>>| name.map(|name| Name::Own(Box::from(&*name)));
+        let (endpoint, model, asked) = (own(fields.endpoint), own(fields.model), own(fields.asked));
+        let (time_ms, kind) = (fields.time_ms, kind_name(&fields.kind));
+        Ok(Event { time_ms, kind, endpoint, model, asked, json })
+    }
+
+    /// The endpoint, if it concerns one.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.name(&self.endpoint)
+    }
+
+    /// The model, if it concerns one.
+    pub fn model(&self) -> Option<&str> {
+        self.name(&self.model)
+    }
+
+    /// The model as its client named it, if that is another name.
+    pub fn asked(&self) -> Option<&str> {
+        self.name(&self.asked)
+    }
+
+    fn name<'e>(&'e self, name: &'e Option<Name>) -> Option<&'e str> {
+        match name.as_ref()? {
+            Name::Own(name) => Some(name),
+            Name::At { from, to } => {
+                let name = core::str::from_utf8(&self.json[*from as usize..*to as usize]);
+                Some(name.expect("what was skimmed is UTF-8"))
+            }
+        }
     }
 
     /// All its fields.
@@ -210,11 +248,14 @@ impl Event {
     /// reader was given.
     pub fn frame(&self, seq: u64, prev_seq: Option<u64>, out: &mut Vec<u8>) {
         // Both are numbers, and the rest is an object with at least two fields: this is JSON again.
-        let written = match prev_seq {
-            Some(prev) => write!(out, "{{\"seq\":{seq},\"prev_seq\":{prev},"),
-            None => write!(out, "{{\"seq\":{seq},\"prev_seq\":null,"),
-        };
-        written.expect("a vector takes everything");
+        out.extend_from_slice(b"{\"seq\":");
+        push_number(seq, out);
+        out.extend_from_slice(b",\"prev_seq\":");
+        match prev_seq {
+            Some(prev) => push_number(prev, out),
+            None => out.extend_from_slice(b"null"),
+        }
+        out.push(b',');
         out.extend_from_slice(&self.json[1..]);
     }
 
@@ -224,6 +265,26 @@ impl Event {
         let prev = prev_seq.map_or("null".len(), digits);
         "{\"seq\":,\"prev_seq\":,".len() + digits(seq) + prev + self.json.len() - 1
     }
+}
+
+/// Writes a number in digits: a frame has up to three, and the formatter takes longer than the rest of it.
+pub fn push_number(mut number: u64, out: &mut Vec<u8>) {
+    let (mut digits, mut at) = ([0; 20], 20);
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+/// A kind's name, kept as it is if nobody knows it here.
+fn kind_name(name: &str) -> Cow<'static, str> {
+    let known = Kind::ALL.iter().find(|kind| kind.name() == name);
+    known.map_or_else(|| Cow::Owned(name.to_owned()), |kind| Cow::Borrowed(kind.name()))
 }
 
 fn shorten(name: &mut Option<Cow<'_, str>>) {
@@ -299,7 +360,8 @@ mod tests {
     fn an_unknown_kind_with_unknown_fields_is_passed_on_whole() {
         let json = Bytes::from_static(br#"{"time_ms":1,"kind":"job.done","job":"j","model":"m"}"#);
         let event = Event::parse(json.clone()).unwrap();
-        assert_eq!((event.kind.as_ref(), event.model.as_deref(), event.json), ("job.done", Some("m"), json));
+        assert_eq!((event.kind.as_ref(), event.model()), ("job.done", Some("m")));
+        assert_eq!(event.json, json);
     }
 
     #[test]
@@ -321,6 +383,6 @@ mod tests {
         let fields = Fields { model: Some("ü".repeat(5_000).into()), ..Fields::default() };
         let event = Event::new(Kind::RequestStarted, fields);
         assert!(event.json.len() < 2 * NAME_MAX, "{}", event.json.len());
-        assert!(event.model.unwrap().ends_with("..."));
+        assert!(event.model().unwrap().ends_with("..."));
     }
 }

@@ -80,9 +80,9 @@ impl Filter {
         };
         let passes = |patterns: &[Pattern], name| patterns.is_empty() || named(patterns, name);
         passes(&self.kinds, Some(&event.kind))
-            && passes(&self.endpoints, event.endpoint.as_deref())
+            && passes(&self.endpoints, event.endpoint())
             // One request has one start and one end under whichever name its client used.
-            && (passes(&self.models, event.model.as_deref()) || named(&self.models, event.asked.as_deref()))
+            && (passes(&self.models, event.model()) || named(&self.models, event.asked()))
     }
 }
 

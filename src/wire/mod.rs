@@ -5,7 +5,7 @@
 //! * [`listing`] what endpoints list, and the unions the router shows
 //! * [`usage`]   token counts and the end of an answer, seen in passing (over `scan`, `lines`, `sieve`)
 //! * [`chunked`] the chunked transfer coding, taken off
-//! * [`event`]   events of the log, as their readers get them; [`filter`] which of them one wants
+//! * [`event`]   events of the log, as their readers get them (over `skim`); [`filter`] which of them one wants
 //! * [`dates`]   dates as both families, and readers of the log, write them
 //! * [`errors`]  error bodies and error records as each family of clients expects them
 
@@ -20,6 +20,7 @@ pub mod names;
 pub mod request;
 mod scan;
 mod sieve;
+mod skim;
 pub mod usage;
 
 /// The API family a client speaks: it decides the shape of bodies, streams and errors.

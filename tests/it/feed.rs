@@ -390,6 +390,10 @@ async fn what_cannot_be_followed_is_said_before_anything_is_sent() {
         ("after=-1", "RFC 3339"),
         ("after=1&after=2", "once"),
         ("after=999999", "the newest is"),
+        (
+            "after=2099-01-01T00:00:00Z",
+            "2099-01-01T00:00:00.000Z lies in the future, this router has come to 20",
+        ),
         ("since=1", "after, kinds, endpoints, models, max_message_bytes"),
         ("kinds=a*b", "end of a pattern"),
         ("models=", "1 to 512 bytes"),

@@ -113,8 +113,8 @@ impl Reference {
                     "model.unloaded" => ("loaded", false),
                     _ => return Ok(()),
                 };
-                let name = |name: &Option<Box<str>>| name.as_deref().unwrap_or_default().to_owned();
-                let (endpoint, model) = (name(&event.endpoint), name(&event.model));
+                let name = |name: Option<&str>| name.unwrap_or_default().to_owned();
+                let (endpoint, model) = (name(event.endpoint()), name(event.model()));
                 let before = self.there.insert((concern, endpoint, model), now);
                 // Every endpoint begins up, and with nothing.
                 if before.unwrap_or(concern == "endpoint") == now {
@@ -486,6 +486,10 @@ pub(crate) fn refused(world: &World, number: usize, router: &Router, error: &Fol
         }
         FollowError::Future { after, tip } => {
             format!("is told that its number {after} is ahead of the tip {tip}")
+        }
+        // It asks for times that its server's clock has reached.
+        FollowError::NotYet { time, now } => {
+            format!("is told that {} ms lies in the future, it is {} ms", time.as_millis(), now.as_millis())
         }
         // Its disk fails, fills up and forgets what was not synced; it never damages what it holds.
         FollowError::Store(StoreError::Corrupt(why)) => {

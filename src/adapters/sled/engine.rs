@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use ::sled::transaction::{TransactionError, Transactional};
 use ::sled::{Db, IVec, Tree};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::OpenError;
 use super::folder::{Folder, Mark};
@@ -279,9 +279,8 @@ impl Engine {
             let held = held(&key).filter(|held| held.contains(&seq)).ok_or_else(|| missing(seq))?;
             let body = record::open(Table::Log, &key, &row)?;
             let group = self.group(&key, held.clone(), body)?;
-            let wanted = (seq - held.start) as usize..;
             let room = max - records.len();
-            records.extend(group.get(wanted).unwrap_or_default().iter().take(room).cloned());
+            records.extend(group.into_iter().skip((seq - held.start) as usize).take(room));
             seq = held.end;
         }
         self.settle(state.written, state)?;
@@ -294,18 +293,21 @@ impl Engine {
         Ok(last.transpose().map_err(of_sled)?.map(|(key, _)| key.to_vec()))
     }
 
-    /// The records `held` of one row.
+    /// The records `held` of one row. They share one copy of it.
     fn group(&self, key: &[u8], held: Range<Seq>, body: &[u8]) -> Result<Vec<Bytes>, StoreError> {
-        let Some(mut rest) = body.strip_prefix(&[GROUP]) else {
+        let Some(list) = body.strip_prefix(&[GROUP]) else {
             return Ok(vec![self.value(Table::Log, key, held.start, body)?]);
         };
         let unknown = || record::corrupt(Table::Log, key, "does not hold what it should");
+        let mut rest = Bytes::copy_from_slice(list);
         let mut records = Vec::new();
-        while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        while let Some(length) = rest.first_chunk::<4>() {
             let length = u32::from_le_bytes(*length) as usize;
-            let (record, after) = after.split_at_checked(length).ok_or_else(unknown)?;
-            records.push(Bytes::copy_from_slice(record));
-            rest = after;
+            rest.advance(4);
+            if length > rest.len() {
+                return Err(unknown());
+            }
+            records.push(rest.split_to(length));
         }
         let whole = rest.is_empty() && records.len() as u64 == held.end - held.start;
         if whole { Ok(records) } else { Err(unknown()) }

@@ -11,12 +11,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use crate::config::STALL_GRACE;
 use crate::core::sync::{Arc, AtomicU64, Ordering};
 use crate::core::time::Instant;
 use crate::http::peer::Cut;
 use crate::ports::Clock;
 
-use super::{GRACE, STOP_GRACE};
+use super::STOP_GRACE;
 
 /// The clock beside one stream; it stops with the stream.
 pub(super) struct Leash {
@@ -75,7 +76,7 @@ async fn look(
     connection: Cut,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let patience = stall + GRACE;
+    let patience = stall + STALL_GRACE;
     loop {
         let now = clock.now();
         let left = match handed.since() {

@@ -38,9 +38,6 @@ use super::{auth, reply};
 /// The routes whose handlers need to know their peer.
 pub(super) const ROUTES: [&str; 2] = ["/api/events", "/subscribe"];
 
-/// How long a subscriber that is cut off may take to read why.
-const GRACE: Duration = Duration::from_secs(10);
-
 /// How long a subscriber may take over what it has once the server stops, which waits for it.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
@@ -62,12 +59,13 @@ pub(super) async fn dictionary() -> Response {
 }
 
 pub(super) async fn events(State(app): State<App>, parts: Parts) -> Response {
-    match subscribe(&app, &parts).await {
-        Ok((_, Encoding::Zstd)) => {
-            let message = "`compress` is for messages of a WebSocket: ask for /subscribe, or leave it out";
-            error(StatusCode::BAD_REQUEST, message, &[])
-        }
-        Ok((pump, Encoding::Text)) => {
+    let query = match Query::parse(&parts.uri, &parts.headers) {
+        Ok(query) if query.encoding == Encoding::Text => query,
+        Ok(_) => return bad(&app, &BadQuery::NotHere),
+        Err(why) => return bad(&app, &why),
+    };
+    match subscribe(&app, &parts, query).await {
+        Ok(pump) => {
             let cut = parts.extensions.get().map(|peer: &Peer| peer.cut.clone()).unwrap_or_default();
             let leash = Leash::new(Arc::clone(&app.router.ports().clock), pump.stall(), cut, app.stopping());
             sse::answer(pump, leash, app.stopping())
@@ -97,21 +95,27 @@ pub(super) async fn socket(State(app): State<App>, mut request: Request) -> Resp
         }
     };
     let (parts, _) = request.into_parts();
-    match subscribe(&app, &parts).await {
-        Ok((pump, encoding)) => {
-            let packer = (encoding == Encoding::Zstd).then(|| Arc::clone(&app.packer));
-            socket::answer(upgrade, pump, packer, app.stopping())
-        }
+    let query = match Query::parse(&parts.uri, &parts.headers) {
+        Ok(query) => query,
+        Err(why) => return bad(&app, &why),
+    };
+    let packer = (query.encoding == Encoding::Zstd).then(|| Arc::clone(&app.packer));
+    match subscribe(&app, &parts, query).await {
+        Ok(pump) => socket::answer(upgrade, pump, packer, app.stopping()),
         Err(refused) => refused,
     }
 }
 
+/// The answer that says what is wrong with what is asked for.
+fn bad(app: &App, why: &BadQuery) -> Response {
+    app.metrics.refused("bad");
+    error(StatusCode::BAD_REQUEST, &why.to_string(), &[])
+}
+
 /// A subscriber with a seat and a place in the log, or the answer that says why not.
-async fn subscribe(app: &App, parts: &Parts) -> Result<(Pump, Encoding), Response> {
+async fn subscribe(app: &App, parts: &Parts, query: Query) -> Result<Pump, Response> {
     let (router, headers) = (&app.router, &parts.headers);
-    let Query { begin, encoding, wish } = Query::parse(&parts.uri, headers)
-        .inspect_err(|_| app.metrics.refused("bad"))
-        .map_err(|bad: BadQuery| error(StatusCode::BAD_REQUEST, &bad.to_string(), &[]))?;
+    let Query { begin, wish, .. } = query;
     let fleet = router.fleet();
     let config = &fleet.config;
     let clock = Arc::clone(&router.ports().clock);
@@ -125,7 +129,7 @@ async fn subscribe(app: &App, parts: &Parts) -> Result<(Pump, Encoding), Respons
         app.metrics.refused(reason(&why));
         refused(&why)
     })?;
-    let pump = Pump::new(pump::Parts {
+    Ok(Pump::new(pump::Parts {
         reader,
         wish,
         seat,
@@ -134,8 +138,7 @@ async fn subscribe(app: &App, parts: &Parts) -> Result<(Pump, Encoding), Respons
         stall: config.subscriber_stall,
         min_rate: config.subscriber_min_rate,
         greet: matches!(begin, Begin::Live | Begin::Since(_)),
-    });
-    Ok((pump, encoding))
+    }))
 }
 
 /// The reason's name in the metrics.
@@ -143,7 +146,7 @@ fn reason(why: &FollowError) -> &'static str {
     match why {
         FollowError::Off => "off",
         FollowError::Gone { .. } => "gone",
-        FollowError::Future { .. } => "future",
+        FollowError::Future { .. } | FollowError::NotYet { .. } => "future",
         FollowError::Store(_) => "failed",
     }
 }
@@ -154,6 +157,9 @@ fn refused(why: &FollowError) -> Response {
         FollowError::Off => (StatusCode::SERVICE_UNAVAILABLE, Some(("event_log", Value::from("off")))),
         FollowError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, None),
         FollowError::Gone { floor } => (StatusCode::GONE, Some(("floor", Value::from(*floor)))),
+        FollowError::NotYet { now, .. } => {
+            (StatusCode::BAD_REQUEST, Some(("now_ms", Value::from(now.as_millis()))))
+        }
         FollowError::Future { tip, .. } => (StatusCode::BAD_REQUEST, Some(("tip", Value::from(*tip)))),
     };
     error(status, &why.to_string(), extra.as_slice())

@@ -50,6 +50,8 @@ pub(super) enum BadQuery {
     Bytes(String),
     #[error("`compress` is '{0}': expected zstd")]
     Compress(String),
+    #[error("`compress` is for messages of a WebSocket: ask for /subscribe, or leave it out")]
+    NotHere,
     #[error("the message is not JSON: {0}")]
     NotJson(String),
     #[error(

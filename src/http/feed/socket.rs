@@ -13,13 +13,14 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tungstenite::Error as WsError;
 
+use crate::config::STALL_GRACE;
 use crate::core::sync::Arc;
 use crate::flow::pump::{Ending, Given, Pump, Turn, Wish};
 
+use super::STOP_GRACE;
 use super::ending::object;
 use super::pack::Packer;
 use super::query::{self, BadQuery};
-use super::{GRACE, STOP_GRACE};
 
 /// The longest message a client may send, in bytes.
 const MESSAGE_MAX: usize = 64 * 1024;
@@ -84,7 +85,7 @@ async fn serve(
     mut stopping: watch::Receiver<bool>,
 ) {
     let parting = converse(&mut socket, &mut pump, packer.as_deref(), &mut stopping).await;
-    let grace = if *stopping.borrow() { STOP_GRACE } else { GRACE };
+    let grace = if *stopping.borrow() { STOP_GRACE } else { STALL_GRACE };
     let parted = async {
         match parting {
             Parting::Gone => Ok(()),

@@ -12,6 +12,7 @@ use futures_util::stream;
 use tokio::sync::watch;
 
 use crate::flow::pump::{Ending, Pump, RETRY_AFTER, Turn};
+use crate::wire::event::push_number;
 
 use super::ending::object;
 use super::leash::Leash;
@@ -46,7 +47,9 @@ fn frame(turn: &Turn) -> Option<Bytes> {
             let bytes: usize = events.iter().map(|given| given.event.frame_len(given.seq, given.prev)).sum();
             out.reserve(bytes + 40 * events.len());
             for given in events {
-                write!(out, "id: {}\ndata: ", given.seq).expect("a vector takes everything");
+                out.extend_from_slice(b"id: ");
+                push_number(given.seq, &mut out);
+                out.extend_from_slice(b"\ndata: ");
                 given.event.frame(given.seq, given.prev, &mut out);
                 out.extend_from_slice(b"\n\n");
             }
