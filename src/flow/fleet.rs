@@ -67,6 +67,8 @@ pub struct Backend {
     pub key: Option<Secret>,
     /// `Bearer KEY`, if a key is configured.
     pub authorization: Option<HeaderValue>,
+    /// How often a reload has changed its key or its kind.
+    turn: u64,
     /// The models it serves.
     pub available: Cell<Listing>,
     /// The models it has in memory.
@@ -122,6 +124,7 @@ impl Backend {
             },
             key: config.api_key.clone(),
             authorization: authorization(config),
+            turn: 0,
             available: Cell::new(Ages::AVAILABLE),
             loaded: Cell::new(Ages::LOADED),
             status: Cell::new(STATUS),
@@ -131,7 +134,8 @@ impl Backend {
 
     /// The same endpoint in another configuration, with what it said in the same cells.
     fn again(config: &EndpointConfig, before: &Backend) -> Backend {
-        let backend = Backend {
+        let mut backend = Backend {
+            turn: before.turn,
             available: before.available.clone(),
             loaded: before.loaded.clone(),
             status: before.status.clone(),
@@ -139,7 +143,8 @@ impl Backend {
             ..Backend::new(config, before.id)
         };
         // Another kind or key may list other models. Whoever is asking now stops before anybody asks again.
-        if !backend.is_asked_like(before) {
+        if (backend.kind, &backend.authorization) != (before.kind, &before.authorization) {
+            backend.turn += 1;
             backend.available.invalidate();
             backend.loaded.invalidate();
             backend.status.invalidate();
@@ -147,9 +152,10 @@ impl Backend {
         backend
     }
 
-    /// Whether it is asked with the same key, and as the same kind.
-    pub(super) fn is_asked_like(&self, other: &Backend) -> bool {
-        (self.kind, &self.authorization) == (other.kind, &other.authorization)
+    /// Whether it is asked as it was at `then`, and has been all the time: what it said in between, with a key
+    /// that was replaced again, is nothing to go by.
+    pub(super) fn is_asked_as(&self, then: &Backend) -> bool {
+        self.turn == then.turn
     }
 
     /// Whether it answered when it was last asked what it serves, and when it was last asked whether it is there.

@@ -270,7 +270,7 @@ impl Router {
         let now = self.fleet();
         // Nothing is sent with a key, nor to an interface, that a reload has replaced in the meantime.
         let backend = &target_of(targets, slot.endpoint()).backend;
-        if Arc::ptr_eq(&now, fleet) || now.latest(backend).is_asked_like(backend) {
+        if Arc::ptr_eq(&now, fleet) || now.latest(backend).is_asked_as(backend) {
             Ok(slot)
         } else {
             Err(Unanswered::Reloaded)
@@ -331,7 +331,7 @@ impl Router {
     fn are_configured(&self, targets: &[Target]) -> bool {
         let fleet = self.fleet();
         let is_the_same = |backend: &Backend| {
-            fleet.get(backend.id).is_some_and(|configured| configured.is_asked_like(backend))
+            fleet.get(backend.id).is_some_and(|configured| configured.is_asked_as(backend))
         };
         targets.iter().any(|target| is_the_same(&target.backend))
     }

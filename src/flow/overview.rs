@@ -58,7 +58,7 @@ impl Router {
     /// Ollama's `/api/ps`: the union over all endpoints that say what is in memory.
     pub async fn ps(&self) -> Vec<u8> {
         let mut listings = self.listings(&LOADED).await;
-        listings.retain(|(backend, _)| backend.kind != Kind::OpenAi);
+        listings.retain(|(backend, listing)| kind(backend, listing) != Kind::OpenAi);
         listing::ps_union(models(&listings))
     }
 
@@ -74,7 +74,7 @@ impl Router {
         let backends = self.backends_for(&fleet, model, Family::OpenAi).await?;
         let listed = backends.iter().find_map(|backend| {
             let listing = backend.available.peek(self.ports.clock.now())?;
-            Some(listing::openai_model(backend.kind, &listing.find(model)?.model))
+            Some(listing::openai_model(kind(backend, &listing), &listing.find(model)?.model))
         });
         listed.ok_or_else(|| Failure::NobodyAnswers { model: model.to_owned(), failed: Vec::new() })
     }
@@ -155,7 +155,7 @@ impl Router {
             let mut last = None;
             for backend in self.backends_for(&fleet, model, Family::Ollama).await? {
                 // A reload in the meantime may have it asked with another key, or not at all.
-                if !self.fleet().latest(&backend).is_asked_like(&backend) {
+                if !self.fleet().latest(&backend).is_asked_as(&backend) {
                     continue 'anew;
                 }
                 let mut headers = headers.clone();
@@ -207,8 +207,13 @@ fn is_up(backend: &Backend, slots: &Snapshot) -> bool {
 
 fn models(listings: &[(Arc<Backend>, Arc<Listing>)]) -> impl Iterator<Item = (Kind, &listing::Model)> {
     listings.iter().flat_map(|(backend, listing)| {
-        // A reload may have made it something else since the caller looked at the fleet.
-        let kind = listing.kind().unwrap_or(backend.kind);
+        let kind = kind(backend, listing);
         listing.models().map(move |model| (kind, model))
     })
+}
+
+/// What the endpoint was when it listed these: a reload may have made it something else since the caller looked
+/// at the fleet.
+fn kind(backend: &Backend, listing: &Listing) -> Kind {
+    listing.kind().unwrap_or(backend.kind)
 }

@@ -7,7 +7,7 @@ use core::pin::pin;
 use core::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join_all, select};
 use http::{HeaderMap, Method, header};
 
 use crate::core::catalog::{Cell, Look, Refresh, Wait};
@@ -131,20 +131,20 @@ impl Router {
         limit: Duration,
     ) -> Vec<(&'a Arc<Backend>, Known<T>)> {
         let deadline = self.ports.clock.now() + limit;
-        // Look at everybody before waiting for anybody: that starts every fetch.
+        // Look at everybody before waiting for anybody: that starts every fetch. Then each is waited for by
+        // itself: an answer may grow too old while another endpoint's is waited for.
         let started: Vec<_> =
             backends.into_iter().map(|backend| (backend, self.glance(question, backend))).collect();
-        let mut answers = Vec::with_capacity(started.len());
-        for (backend, seen) in started {
+        let answers = started.into_iter().map(|(backend, seen)| async move {
             let known = match seen {
                 Ok(known) => known,
                 Err(_) => self.ask(question, backend, deadline).await.unwrap_or_else(|Elapsed| {
                     Known::Failed(format!("no answer within {} s", limit.as_secs_f64()).into())
                 }),
             };
-            answers.push((backend, known));
-        }
-        answers
+            (backend, known)
+        });
+        join_all(answers).await
     }
 
     /// Makes an endpoint's listing anew if it is older than `age`, and waits for that.

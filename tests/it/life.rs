@@ -319,6 +319,28 @@ async fn a_queued_request_outlives_a_reload_that_takes_its_endpoint_away() {
 }
 
 #[tokio::test]
+async fn a_request_that_waited_while_the_key_was_replaced_is_sent_with_the_new_one() {
+    let backend = pretend(Profile::ollama(["m"]).tokens(1).paced(Duration::from_secs(1), GAP));
+    let endpoint = backend.endpoint();
+    let keyed = |key: &str| format!("api_keys:\n  {endpoint}: {key}\n");
+    let router = Router::before(std::slice::from_ref(&endpoint), &keyed("old"));
+    let body = whole().to_string();
+    let send = || router.http.post(router.url("/api/chat")).body(body.clone()).send();
+    let sent_with = || backend.last_ask().expect("a request").header("authorization").map(str::to_owned);
+    let holds = tokio::spawn(send());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let waits = tokio::spawn(send());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(sent_with().as_deref(), Some("Bearer old"));
+    router.reload(&yaml(std::slice::from_ref(&endpoint), &keyed("new")));
+    for sent in [holds, waits] {
+        assert_eq!(sent.await.unwrap().unwrap().status(), 200);
+    }
+    assert_eq!((backend.stats().total().started, sent_with().as_deref()), (2, Some("Bearer new")));
+    router.assert_idle().await;
+}
+
+#[tokio::test]
 async fn a_usage_stream_asked_for_while_the_server_stops_does_not_hold_it_up() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut router = Router::start("endpoints: [http://127.0.0.1:9]\ndrain_grace_secs: 20\n");
