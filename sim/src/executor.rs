@@ -198,13 +198,28 @@ pub(crate) struct Executor {
     /// Ready, but paused.
     aside: Vec<TaskId>,
     steps: u64,
+    /// What is being taken in, or woken: kept, because it is filled at nearly every step.
+    taken_in: TakenIn,
+    due: Vec<Waker>,
 }
+
+/// Tasks that were started, and those that were cancelled.
+type TakenIn = (Vec<(TaskId, Domain, BoxFuture<'static, ()>)>, Vec<TaskId>);
 
 impl Executor {
     /// An executor that picks by `chance`.
     pub(crate) fn new(chance: Stream) -> Self {
         let handle = Handle { schedule: Arc::default(), now: Arc::default() };
-        Executor { handle, chance, tasks: Vec::new(), paused: Vec::new(), aside: Vec::new(), steps: 0 }
+        Executor {
+            handle,
+            chance,
+            tasks: Vec::new(),
+            paused: Vec::new(),
+            aside: Vec::new(),
+            steps: 0,
+            taken_in: Default::default(),
+            due: Vec::new(),
+        }
     }
 
     /// For tasks and ports.
@@ -297,7 +312,7 @@ impl Executor {
     }
 
     fn advance(&mut self, until: u64) -> Step {
-        let mut due = Vec::new();
+        let mut due = core::mem::take(&mut self.due);
         {
             let mut schedule = self.handle.schedule.lock();
             let next = schedule.timers.first_key_value().map(|((at, _), _)| *at).filter(|at| *at <= until);
@@ -313,28 +328,29 @@ impl Executor {
                 due.push(entry.remove());
             }
         }
-        for waker in due {
-            waker.wake();
-        }
+        due.drain(..).for_each(Waker::wake);
+        self.due = due;
         Step::Advanced
     }
 
     /// Takes in what the last step started and cancelled.
     fn settle(&mut self) {
         loop {
-            let (spawned, cancelled) = {
+            let (spawned, cancelled) = &mut self.taken_in;
+            {
                 let mut schedule = self.handle.schedule.lock();
                 if schedule.spawned.is_empty() && schedule.cancelled.is_empty() {
                     return;
                 }
-                (core::mem::take(&mut schedule.spawned), core::mem::take(&mut schedule.cancelled))
-            };
-            for (id, domain, future) in spawned {
+                core::mem::swap(&mut schedule.spawned, spawned);
+                core::mem::swap(&mut schedule.cancelled, cancelled);
+            }
+            for (id, domain, future) in spawned.drain(..) {
                 self.tasks.resize_with(self.tasks.len().max(id + 1), || None);
                 let waker = Waker::from(Arc::new(TaskWaker { id, handle: self.handle.clone() }));
                 self.tasks[id] = Some(Running { domain, future, waker });
             }
-            for id in cancelled {
+            for id in cancelled.drain(..) {
                 let dead = self.tasks.get_mut(id).and_then(Option::take);
                 drop(dead);
             }

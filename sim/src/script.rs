@@ -5,7 +5,9 @@
 //! What is odd about a body passes like any other byte of it. Nonsense between records says nothing; a count
 //! that is no whole number up to 2^53 is not said; the newest counts win, also those behind the end.
 
+use core::fmt;
 use core::ops::Range;
+use std::io::Write as _;
 
 use bytes::Bytes;
 
@@ -337,6 +339,10 @@ impl<'a> Writing<'a> {
         self.body.text.extend_from_slice(text.as_bytes());
     }
 
+    fn write(&mut self, text: fmt::Arguments<'_>) {
+        self.body.text.write_fmt(text).expect("a vector takes everything");
+    }
+
     /// A line, or the end of one.
     fn line(&mut self, text: &str) {
         self.push(text);
@@ -443,7 +449,7 @@ impl Writing<'_> {
                 self.bad_line(kind);
             }
             self.blank_line();
-            self.push(&format!("{{\"model\":\"m\",\"response\":\"c{call} {token}"));
+            self.write(format_args!("{{\"model\":\"m\",\"response\":\"c{call} {token}"));
             self.glyph(token);
             self.line("\",\"done\":false}");
             self.end();
@@ -470,7 +476,7 @@ impl Writing<'_> {
             match kind {
                 0 => self.line(&format!("{{\"model\":\"m\",\"response\":\"c{call} more\",\"done\":false}}")),
                 1 => self.line(&format!("c{call} more")),
-                2 => self.push(&format!("{{\"model\":\"m\",\"response\":\"c{call} mo")),
+                2 => self.write(format_args!("{{\"model\":\"m\",\"response\":\"c{call} mo")),
                 _ => self.line(""),
             }
             self.acts(Fault::AfterDone);
@@ -481,11 +487,11 @@ impl Writing<'_> {
     fn last_record(&mut self, more: u64) {
         let call = self.question.call;
         let ([input, output], said) = self.counts(more);
-        self.push(&format!("{{\"model\":\"m\",\"response\":\"c{call}"));
+        self.write(format_args!("{{\"model\":\"m\",\"response\":\"c{call}"));
         if more == 0 {
             self.glyph(self.tokens);
         }
-        self.push(&format!("\",\"done\":true,\"prompt_eval_count\":{input},\"eval_count\":{output}}}"));
+        self.write(format_args!("\",\"done\":true,\"prompt_eval_count\":{input},\"eval_count\":{output}}}"));
         self.whole();
         self.said(said);
         self.line("");
@@ -537,7 +543,7 @@ impl Writing<'_> {
         }
         if last.is_none() {
             self.begin_event();
-            self.push(&format!(
+            self.write(format_args!(
                 "data: {{\"id\":\"c{call}\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\""
             ));
             self.glyph(self.tokens);
@@ -560,7 +566,8 @@ impl Writing<'_> {
             match kind {
                 0 => self.token_event(self.tokens + 1),
                 1 => self.line(&format!("c{call} more")),
-                2 => self.push(&format!("data: {{\"id\":\"c{call}\",\"choices\":[],\"usage\":{{\"prompt_")),
+                2 => self
+                    .write(format_args!("data: {{\"id\":\"c{call}\",\"choices\":[],\"usage\":{{\"prompt_")),
                 3 if self.question.asks_usage => self.usage_event(8),
                 _ => self.line(&format!(": c{call}")),
             }
@@ -608,7 +615,7 @@ impl Writing<'_> {
     fn token_event(&mut self, token: u64) {
         let call = self.question.call;
         self.begin_event();
-        self.push(&format!(
+        self.write(format_args!(
             "data: {{\"id\":\"c{call}\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{token} "
         ));
         self.glyph(token);
@@ -636,7 +643,7 @@ impl Writing<'_> {
             Some(_) => ("{}".to_owned(), None),
             None => (format!("{{\"prompt_tokens\":{input},\"completion_tokens\":{output}}}"), said),
         };
-        self.push(&format!("data: {{\"id\":\"c{call}\",\"choices\":[],\"usage\":{usage}}}"));
+        self.write(format_args!("data: {{\"id\":\"c{call}\",\"choices\":[],\"usage\":{usage}}}"));
         self.said(said);
         self.end_event();
         // Without an object it is no usage report, and passes like any other event.
@@ -673,10 +680,10 @@ impl Writing<'_> {
     fn document(&mut self, ollama: bool) {
         let (call, eol) = (self.question.call, self.eol);
         let words = "word ".repeat(self.question.tokens as usize);
-        self.push(&format!("{{\"id\":\"c{call}\",{eol}\"response\":\"{words}"));
+        self.write(format_args!("{{\"id\":\"c{call}\",{eol}\"response\":\"{words}"));
         let glyph = self.glyph;
         self.glyph(glyph.unwrap_or(0));
-        self.push(&format!("\",{eol}"));
+        self.write(format_args!("\",{eol}"));
         self.body.divisible_to = self.body.text.len();
         let ([input, output], said) = self.counts(0);
         self.push(&if ollama {
@@ -687,7 +694,7 @@ impl Writing<'_> {
         self.whole();
         self.said(said);
         if self.after.is_some() {
-            self.push(&format!("{eol}c{call} more"));
+            self.write(format_args!("{eol}c{call} more"));
             self.acts(Fault::AfterDone);
         }
         if eol == "\r\n" {
