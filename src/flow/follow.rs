@@ -58,7 +58,7 @@ pub enum FollowError {
     /// No event can be later than this time yet.
     #[error(
         "{} lies in the future, this router has come to {}: leave `after` out for what comes from now on",
-        rfc3339(*.time), rfc3339(*.now)
+        dates::millis_to_rfc3339(.time.as_millis()), dates::millis_to_rfc3339(.now.as_millis())
     )]
     NotYet {
         /// What was asked for.
@@ -134,11 +134,6 @@ impl Router {
         }
         Ok(first - 1)
     }
-}
-
-fn rfc3339(time: Timestamp) -> String {
-    let seconds = dates::to_rfc3339(time.as_millis() / 1000);
-    format!("{}.{:03}Z", seconds.trim_end_matches('Z'), time.as_millis() % 1000)
 }
 
 impl Reader {

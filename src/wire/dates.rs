@@ -6,7 +6,7 @@ const SECONDS_MAX: u64 = 253_402_300_799;
 const DAY: u64 = 86_400;
 
 /// RFC 3339 in UTC. Seconds past the year 9999 come out as 1970, like any other nonsense.
-pub fn to_rfc3339(unix_seconds: u64) -> String {
+pub(super) fn to_rfc3339(unix_seconds: u64) -> String {
     let seconds = if unix_seconds > SECONDS_MAX { 0 } else { unix_seconds };
     let (mut day, of_day) = (seconds / DAY, seconds % DAY);
     let mut year = 1970;
@@ -26,6 +26,12 @@ pub fn to_rfc3339(unix_seconds: u64) -> String {
 /// Seconds since 1970 of an RFC 3339 time, its fraction cut off. `None` if it is not one, or is earlier.
 pub(super) fn from_rfc3339(text: &str) -> Option<u64> {
     Some(millis_from_rfc3339(text)? / 1000)
+}
+
+/// A time in Unix milliseconds, to the millisecond.
+pub fn millis_to_rfc3339(unix_millis: u64) -> String {
+    let seconds = to_rfc3339(unix_millis / 1000);
+    format!("{}.{:03}Z", seconds.trim_end_matches('Z'), unix_millis % 1000)
 }
 
 /// Milliseconds since 1970 of an RFC 3339 time, finer digits cut off. `None` if it is not one, or is earlier.
