@@ -229,7 +229,8 @@ impl<E: Clone> Timeline<E> {
     }
 
     fn end_append(&self, durable: bool) {
-        {
+        // Freed only after the lock is given back: whoever pushes must not wait for it.
+        let _evicted: Vec<E> = {
             let mut state = self.state.lock();
             state.taken = false;
             if !durable {
@@ -239,11 +240,12 @@ impl<E: Clone> Timeline<E> {
             state.tip += batch.len() as Seq;
             state.ring.extend(batch.iter().cloned());
             let excess = state.ring.len().saturating_sub(self.limits.ring);
-            state.ring.drain(..excess);
+            let evicted = state.ring.drain(..excess).collect();
             if self.limits.ring_only {
                 state.floor = state.floor.max(state.tip + 1 - state.ring.len() as Seq);
             }
-        }
+            evicted
+        };
         self.moved.notify();
     }
 }

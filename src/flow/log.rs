@@ -29,8 +29,9 @@ use super::router::Router;
 /// Events made durable at once, at most: bounds what one append copies.
 const GROUP_MAX: usize = 4_096;
 
-/// From one group to the next. Events that come after a quiet time are made durable at once.
-const GROUP_GAP: Duration = Duration::from_millis(20);
+/// From one group to the next that is not full: a group costs a flush and some wake-ups, however small it is.
+/// Events that come after a quiet time are made durable at once.
+const GROUP_GAP: Duration = Duration::from_millis(50);
 
 /// Events that wait for the disk, at most: a few seconds of a busy router.
 pub(super) const WAITING_MAX: usize = 65_536;
@@ -264,10 +265,11 @@ impl EventLog {
         &self.timeline
     }
 
-    /// Makes the next group durable. `Ok(false)`: nothing waits. On an error it stays, numbers and all.
-    async fn append(&self, store: &dyn Store, now_ms: u64) -> Result<bool, StoreError> {
+    /// Makes the next group durable and says how many events it had: 0 if nothing waits. On an error it stays,
+    /// numbers and all.
+    async fn append(&self, store: &dyn Store, now_ms: u64) -> Result<usize, StoreError> {
         let Some(append) = self.timeline.take(self.group, |lost| Arc::new(lost_events(lost, now_ms))) else {
-            return Ok(false);
+            return Ok(0);
         };
         let mut latest_ms = self.latest_ms.load(Ordering::Relaxed);
         let mut time = |event: &Arc<Event>| {
@@ -292,8 +294,9 @@ impl EventLog {
             }
         }
         self.latest_ms.store(latest_ms, Ordering::Relaxed);
+        let count = append.events().len();
         append.durable();
-        Ok(true)
+        Ok(count)
     }
 }
 
@@ -369,10 +372,10 @@ impl Router {
         loop {
             let pushed = self.log.timeline.pushed();
             match self.append_events().await {
-                // What comes meanwhile shares the next group: a group costs a flush, however small it is.
-                Ok(true) if self.log.mode == EventLogMode::Group => self.ports.clock.sleep(GROUP_GAP).await,
-                Ok(true) => {}
-                Ok(false) => pushed.await,
+                Ok(0) => pushed.await,
+                // What comes meanwhile shares the next group.
+                Ok(count) if count < self.log.group => self.ports.clock.sleep(GROUP_GAP).await,
+                Ok(_) => {}
                 Err(error) => {
                     tracing::error!(%error, "events could not be logged; they are kept and tried again");
                     self.ports.clock.sleep(RETRY).await;
@@ -381,7 +384,7 @@ impl Router {
         }
     }
 
-    async fn append_events(&self) -> Result<bool, StoreError> {
+    async fn append_events(&self) -> Result<usize, StoreError> {
         let appended = self.log.append(self.ports.store.as_ref(), self.ports.clock.wall().as_millis()).await;
         if appended.is_err() {
             self.log.failed.fetch_add(1, Ordering::Relaxed);
@@ -397,8 +400,8 @@ impl Router {
         let deadline = self.ports.clock.now() + patience;
         loop {
             match self.append_events().await {
-                Ok(true) => {}
-                Ok(false) => return Ok(()),
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
                 Err(error) if self.ports.clock.now() >= deadline => return Err(error),
                 Err(_) => self.ports.clock.sleep(Duration::from_millis(100)).await,
             }
@@ -420,7 +423,7 @@ mod tests {
         for time_ms in times {
             let fields = Fields { time_ms, ..Fields::default() };
             log.timeline.push(Arc::new(Event::new(Kind::ConfigReloaded, fields)));
-            assert_eq!(log.append(store, 0).await, Ok(true));
+            assert_eq!(log.append(store, 0).await, Ok(1));
         }
     }
 
@@ -465,7 +468,7 @@ mod tests {
         let life = open(EventLogMode::Group, &store).await;
         let event = || Arc::new(Event::new(Kind::ConfigReloaded, Fields { time_ms: 5, ..Fields::default() }));
         let taken = (0..WAITING_MAX + 3).filter(|_| life.timeline.push(event())).count();
-        while life.append(&store, 7).await == Ok(true) {}
+        while life.append(&store, 7).await != Ok(0) {}
         let bounds = life.bounds();
         assert_eq!((taken, bounds.tip), (WAITING_MAX, WAITING_MAX as Seq + 1));
         let records = store.read(bounds.tip, 1).await.unwrap();

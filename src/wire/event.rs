@@ -184,9 +184,10 @@ impl Event {
         for name in [endpoint, model, asked, request_id, reason] {
             shorten(name);
         }
-        let mut json = Vec::with_capacity(192);
+        let mut json = Vec::with_capacity(512);
         serde_json::to_writer(&mut json, &fields).expect("numbers and strings always serialise");
-        Event::parse(json.into()).expect("an event is read as it was written")
+        // A copy of just its length: the ring keeps thousands.
+        Event::parse(Bytes::copy_from_slice(&json)).expect("an event is read as it was written")
     }
 
     /// Reads an event that was written by [`Event::new`], here or in another version.
