@@ -1,6 +1,7 @@
 //! Idle connections by authority, the one used last first.
 //!
-//! One shelf per thread that serves requests: a connection goes back to where its wake-ups are heard.
+//! One shelf per thread that serves requests, so that they seldom meet; a thread whose own is empty looks on the
+//! others before anybody connects, because requests move between threads.
 //! A sweep closes what has been idle for too long or was closed by the endpoint, so that neither an
 //! endpoint that went away nor one that left the configuration keeps sockets open.
 
@@ -8,7 +9,7 @@ use core::cell::Cell;
 use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, Weak};
+use std::sync::{Mutex, MutexGuard, Weak};
 use std::time::Instant;
 
 use super::connection::Connection;
@@ -56,7 +57,12 @@ impl Pool {
 
     /// An idle connection that is still good.
     pub(super) fn take(&self, authority: &str) -> Option<Connection> {
-        let mut shelf = self.shelf();
+        let own = SHELF.get();
+        (0..SHELVES).find_map(|next| self.take_from((own + next) % SHELVES, authority))
+    }
+
+    fn take_from(&self, shelf: usize, authority: &str) -> Option<Connection> {
+        let mut shelf = self.shelf(shelf);
         let idle = shelf.get_mut(authority)?;
         while let Some((connection, since)) = idle.pop() {
             if since.elapsed() >= self.idle_max {
@@ -73,7 +79,7 @@ impl Pool {
 
     /// Keeps a connection for the next request.
     pub(super) fn put(&self, authority: &str, connection: Connection) {
-        let mut shelf = self.shelf();
+        let mut shelf = self.shelf(SHELF.get());
         let idle = match shelf.get_mut(authority) {
             Some(idle) => idle,
             None => shelf.entry(authority.to_owned()).or_default(),
@@ -84,9 +90,8 @@ impl Pool {
     }
 
     pub(super) fn close_idle(&self) {
-        for shelf in &self.shelves {
-            let mut shelf = shelf.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            shelf.retain(|_, idle| {
+        for shelf in 0..SHELVES {
+            self.shelf(shelf).retain(|_, idle| {
                 idle.retain(|(connection, since)| since.elapsed() < self.idle_max && connection.is_quiet());
                 !idle.is_empty()
             });
@@ -99,7 +104,7 @@ impl Pool {
         self.shelves.iter().map(count).sum()
     }
 
-    fn shelf(&self) -> std::sync::MutexGuard<'_, Shelf> {
-        self.shelves[SHELF.get()].lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn shelf(&self, shelf: usize) -> MutexGuard<'_, Shelf> {
+        self.shelves[shelf].lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

@@ -135,3 +135,30 @@ async fn idle_connections_are_used_again_and_dead_ones_swept_away() {
     client.pool.close_idle();
     assert_eq!(client.pool.idle(), 0, "the endpoint closed it: nothing keeps the socket");
 }
+
+#[tokio::test]
+async fn an_idle_connection_serves_whichever_thread_asks_next() {
+    let (listener, url) = listen().await;
+    let endpoint = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        for _ in 0..2 {
+            read_request(&mut socket, 1).await;
+            socket.write_all(OK).await.unwrap();
+        }
+    });
+    let client = client();
+    let ask = async |client: PlainClient, url: &str| {
+        let request = post(url, b"a".to_vec());
+        text(client.send(&request).await?).await
+    };
+    assert_eq!(ask(client.clone(), &url).await.unwrap(), "ok");
+    let runtime = tokio::runtime::Handle::current();
+    let elsewhere = std::thread::spawn(move || {
+        runtime.block_on(async {
+            let answer = tokio::time::timeout(Duration::from_secs(10), ask(client, &url)).await;
+            answer.expect("nobody answers on a second connection")
+        })
+    });
+    endpoint.await.unwrap();
+    assert_eq!(elsewhere.join().unwrap().unwrap(), "ok");
+}
