@@ -71,7 +71,7 @@ impl Instance {
             numbers: Vec::new(),
             breakers: vec![BreakerWatch::new(); plan.endpoints.len()],
             told: Vec::new(),
-            added_up: None,
+            settled: None,
             watched: (0, 0, 0, 0),
             newest: (0, 0, 0, 0),
             flush_failed: false,
@@ -122,7 +122,7 @@ pub(crate) fn start(world: &Arc<World>, index: usize) {
         of.numbers.clear();
         of.breakers.fill(BreakerWatch::new());
         of.told.clear();
-        of.added_up = None;
+        of.settled = None;
         of.watched = (0, 0, 0, 0);
         of.newest = (0, 0, 0, 0);
         of.flush_failed = false;

@@ -18,7 +18,7 @@ mod answers;
 mod books;
 pub(crate) mod breakers;
 pub(crate) mod calls;
-mod counts;
+pub(crate) mod counts;
 pub(crate) mod feed;
 mod overviews;
 
@@ -68,3 +68,6 @@ pub(crate) const PROMISES: [&str; 18] = [
     TOKEN_CONSERVATION,
     TOKEN_MINUTE,
 ];
+
+/// What is wrong: the promise that is broken, and why.
+type Judged = Result<(), (&'static str, String)>;

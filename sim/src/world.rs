@@ -9,7 +9,6 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use pointsman::core::breaker::Health;
-use pointsman::core::ledger::Totals;
 use pointsman::core::time::Timestamp;
 use pointsman::flow::follow::Reader;
 use pointsman::flow::pump::Wish;
@@ -23,6 +22,7 @@ use crate::executor::{Domain, Handle, TaskId};
 use crate::faults::Fault;
 use crate::oracle::breakers::{self, Told};
 use crate::oracle::calls::Closed;
+use crate::oracle::counts::Settled;
 use crate::oracle::feed::Reference;
 use crate::plan::{AskedAs, Plan, RequestPlan, Settings};
 use crate::shared::Shared;
@@ -197,8 +197,8 @@ pub(crate) struct Instance {
     pub(crate) breakers: Vec<BreakerWatch>,
     /// What calls told in the present step, for the breakers.
     pub(crate) told: Vec<Told>,
-    /// The tokens of the last snapshot, and what they add up to.
-    pub(crate) added_up: Option<(Arc<Totals>, (u64, u64))>,
+    /// What its counts were last found right against in this life.
+    pub(crate) settled: Option<Settled>,
     /// The last snapshot the watcher saw: admitted, finished, queued, tokens.
     pub(crate) watched: (u64, u64, u64, u64),
     /// What was so at the end of its last step.

@@ -111,6 +111,19 @@ struct Endpoint {
     pulse: Arc<Pulse>,
 }
 
+impl Endpoint {
+    fn used(&self, health: Health, wedged: bool) -> EndpointUse {
+        let (name, in_flight) = (self.name.clone(), Arc::clone(&self.in_flight));
+        EndpointUse { name, enabled: self.enabled, in_flight, total: self.total, health, wedged }
+    }
+
+    /// What a snapshot shares with this is not written any more, so the same memory holds the same counts.
+    fn is_used_as(&self, used: &EndpointUse) -> bool {
+        (self.enabled, self.total) == (used.enabled, used.total)
+            && Arc::ptr_eq(&self.in_flight, &used.in_flight)
+    }
+}
+
 #[derive(Debug)]
 struct Waiting {
     ticket: u64,
@@ -221,27 +234,35 @@ impl Slots {
 
     /// A snapshot, and what `and` reads in the same critical section.
     pub(super) fn snapshot_with<R>(&self, and: impl FnOnce() -> R) -> (Snapshot, R) {
+        let mut snapshot = Snapshot::default();
+        let (_, read) = self.refresh_with(&mut snapshot, and);
+        (snapshot, read)
+    }
+
+    /// Brings an older snapshot of these slots up to date, and says whether anything in it changed.
+    pub(super) fn refresh_with<R>(&self, snapshot: &mut Snapshot, and: impl FnOnce() -> R) -> (bool, R) {
         let state = self.state.lock();
-        let endpoints = state
-            .endpoints
-            .iter()
-            .map(|endpoint| EndpointUse {
-                name: endpoint.name.clone(),
-                enabled: endpoint.enabled,
-                in_flight: Arc::clone(&endpoint.in_flight),
-                total: endpoint.total,
-                health: endpoint.breaker.health(state.now),
-                wedged: endpoint.pulse.is_wedged(state.now, state.limits.wedged_after),
-            })
-            .collect();
-        let snapshot = Snapshot {
-            endpoints,
-            queued: state.queue.len(),
-            handed_over: state.granted.len(),
-            admitted: state.admitted,
-            finished: state.finished,
-        };
-        (snapshot, and())
+        let uses = &mut snapshot.endpoints;
+        let mut changed = uses.len() < state.endpoints.len();
+        uses.reserve_exact(state.endpoints.len() - uses.len());
+        for (number, endpoint) in state.endpoints.iter().enumerate() {
+            let health = endpoint.breaker.health(state.now);
+            let wedged = endpoint.pulse.is_wedged(state.now, state.limits.wedged_after);
+            match uses.get_mut(number) {
+                Some(used) if endpoint.is_used_as(used) && (used.health, used.wedged) == (health, wedged) => {
+                }
+                Some(used) => {
+                    *used = endpoint.used(health, wedged);
+                    changed = true;
+                }
+                None => uses.push(endpoint.used(health, wedged)),
+            }
+        }
+        let Snapshot { queued, handed_over, admitted, finished, .. } = snapshot;
+        let now = (state.queue.len(), state.granted.len(), state.admitted, state.finished);
+        changed |= (*queued, *handed_over, *admitted, *finished) != now;
+        (*queued, *handed_over, *admitted, *finished) = now;
+        (changed, and())
     }
 
     fn slot(self: &Arc<Self>, state: &mut State, candidate: &Candidate) -> Slot {
@@ -564,7 +585,7 @@ impl Drop for Ticket {
 }
 
 /// Every count at one moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// By [`EndpointId`], those no longer configured too.
     pub endpoints: Vec<EndpointUse>,

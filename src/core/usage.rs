@@ -20,7 +20,7 @@ pub struct Usage {
 }
 
 /// Requests in flight and token totals at one moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Requests in flight, the queue and the breakers.
     pub slots: slots::Snapshot,
@@ -58,6 +58,15 @@ impl Usage {
     pub fn snapshot(&self) -> Snapshot {
         let (slots, tokens) = self.slots.snapshot_with(|| self.ledger.totals());
         Snapshot { slots, tokens }
+    }
+
+    /// Brings an older snapshot of the two up to date, and says whether anything in it changed: for whoever
+    /// looks often.
+    pub fn refresh(&self, snapshot: &mut Snapshot) -> bool {
+        let (changed, tokens) = self.slots.refresh_with(&mut snapshot.slots, || self.ledger.totals());
+        let counted = !Arc::ptr_eq(&snapshot.tokens, &tokens);
+        snapshot.tokens = tokens;
+        changed || counted
     }
 
     /// A future for the next change. Make it before taking the snapshot it is to follow.

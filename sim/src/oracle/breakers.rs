@@ -10,10 +10,10 @@ use pointsman::core::slots::EndpointUse;
 
 use crate::plan::Plan;
 use crate::sometimes::Point;
-use crate::world::{Ending, Instance, State};
+use crate::world::{BreakerWatch, Ending, Instance, State};
 
 use super::calls::Closed;
-use super::{ANSWER_ENDS, BREAKER_HONEST};
+use super::{ANSWER_ENDS, BREAKER_HONEST, Judged};
 
 /// What a call says about its endpoint, by the design's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,14 +147,21 @@ impl Reference {
     }
 }
 
-/// At the end of a step: what it told, and whether the router has come to the same.
-pub(super) fn judge(
-    state: &mut State,
-    plan: &Plan,
-    now: u64,
-    instance: usize,
-    endpoints: &[EndpointUse],
-) -> Result<(), (&'static str, String)> {
+/// Whether the router may say of the breaker what it last said.
+fn stands(watch: &BreakerWatch, now: u64, instance: usize, endpoint: usize) -> Judged {
+    if watch.reference.allows(watch.health, now) {
+        return Ok(());
+    }
+    let why = format!(
+        "instance {instance} holds the breaker of endpoint {endpoint} to be {}, by its calls it is {:?}",
+        watch.health.name(),
+        watch.reference.phase
+    );
+    Err((BREAKER_HONEST, why))
+}
+
+/// At the end of a step: what its calls told.
+pub(super) fn hear(state: &mut State, plan: &Plan, now: u64, instance: usize) -> Judged {
     let rules = Rules {
         failures: state.instances[instance].settings.breaker_failures,
         open_ns: plan.settings.breaker_open_ms * 1_000_000,
@@ -181,6 +188,11 @@ pub(super) fn judge(
             Told::Left(..) => reference.leave(id, verdict, now, rules),
         }
     }
+    Ok(())
+}
+
+/// Whether the router, which may say something else now than after the last step, has come to the same.
+pub(super) fn judge(state: &mut State, now: u64, instance: usize, endpoints: &[EndpointUse]) -> Judged {
     for (number, used) in endpoints.iter().enumerate() {
         let endpoint = state.instances[instance].numbers[number];
         compare(state, now, instance, endpoint, used)?;
@@ -188,26 +200,18 @@ pub(super) fn judge(
     Ok(())
 }
 
-fn compare(
-    state: &mut State,
-    now: u64,
-    instance: usize,
-    endpoint: usize,
-    used: &EndpointUse,
-) -> Result<(), (&'static str, String)> {
+/// Whether it may still say what it said after the last step.
+pub(super) fn still_stand(of: &Instance, now: u64, instance: usize) -> Judged {
+    of.numbers.iter().try_for_each(|endpoint| stands(&of.breakers[*endpoint], now, instance, *endpoint))
+}
+
+fn compare(state: &mut State, now: u64, instance: usize, endpoint: usize, used: &EndpointUse) -> Judged {
     let uncollected = uncollected(state, instance, endpoint, used.total);
     let Instance { breakers, .. } = &mut state.instances[instance];
     let watch = &mut breakers[endpoint];
     let before = core::mem::replace(&mut watch.health, used.health);
+    stands(watch, now, instance, endpoint)?;
     let reference = &mut watch.reference;
-    if !reference.allows(used.health, now) {
-        let why = format!(
-            "instance {instance} holds the breaker of endpoint {endpoint} to be {}, by its calls it is {:?}",
-            used.health.name(),
-            reference.phase
-        );
-        return Err((BREAKER_HONEST, why));
-    }
     let opened = before != Health::Open && used.health == Health::Open;
     reference.granted_before = if opened { uncollected } else { reference.granted_before.min(uncollected) };
     if before == Health::Closed && opened {

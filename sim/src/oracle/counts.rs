@@ -5,6 +5,7 @@ use pointsman::core::breaker::Settings;
 use pointsman::core::invariants::{self, Broken};
 use pointsman::core::ledger::Totals;
 use pointsman::core::slots::{Limits, Snapshot};
+use pointsman::core::usage;
 use pointsman::flow::router::Router;
 
 use core::time::Duration;
@@ -16,15 +17,64 @@ use crate::sometimes::Point;
 use crate::world::{CallKind, Instance, State, World};
 
 use super::breakers;
-use super::{ADMITTED_ADDS_UP, ANSWER_ENDS, SLOT_CONSERVATION, SNAPSHOT_WHOLE, TOKEN_CONSERVATION};
+use super::{ADMITTED_ADDS_UP, ANSWER_ENDS, Judged, SLOT_CONSERVATION, SNAPSHOT_WHOLE, TOKEN_CONSERVATION};
+
+/// What an instance's counts were found right against, the last time that anything of it had changed.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    usage: usage::Snapshot,
+    outside: Outside,
+    /// The tokens of a snapshot, and what they add up to.
+    added_up: Option<(Arc<Totals>, (u64, u64))>,
+}
+
+impl Settled {
+    /// The sum of the tokens, added up anew only when they are others than at the last step.
+    fn totals(&mut self) -> (u64, u64) {
+        let tokens = &self.usage.tokens;
+        match &self.added_up {
+            Some((known, sum)) if Arc::ptr_eq(known, tokens) => *sum,
+            _ => {
+                let sum = tokens.values().fold((0, 0), |sum, t| (sum.0 + t.input, sum.1 + t.output));
+                self.added_up = Some((Arc::clone(tokens), sum));
+                sum
+            }
+        }
+    }
+}
+
+/// What the counts are held against, as far as it can change without the counts. A call that is opened is one
+/// more that was sent, and one that is closed is one less that runs.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Outside {
+    sent: u64,
+    running: usize,
+    serving: usize,
+    waited_in_vain_max: u64,
+    reloads: u32,
+}
+
+impl Outside {
+    fn of(instance: &Instance) -> Outside {
+        Outside {
+            sent: instance.sent,
+            running: instance.running_calls.len(),
+            serving: instance.serving.len(),
+            waited_in_vain_max: instance.waited_in_vain_max,
+            reloads: instance.reloads,
+        }
+    }
+}
 
 /// Checks an instance that is up.
 pub(crate) fn after_step(state: &mut State, world: &World, instance: usize) {
     let Some(router) = state.instances[instance].router.clone() else { return };
     let now = world.now();
-    if let Err((promise, why)) = check(state, &world.plan, now, instance, &router) {
+    let mut settled = state.instances[instance].settled.take().unwrap_or_default();
+    if let Err((promise, why)) = check(state, &world.plan, now, instance, &router, &mut settled) {
         state.break_promise(now, promise, why);
     }
+    state.instances[instance].settled = Some(settled);
 }
 
 /// Checks, when everybody who could do something has done it, that who follows the snapshots has seen the
@@ -48,24 +98,40 @@ fn newest_seen(world: &World, instance: usize) {
     }
 }
 
-type Judged = Result<(), (&'static str, String)>;
-
 fn named(broken: Broken) -> (&'static str, String) {
     (broken.promise.name(), broken.why)
 }
 
-fn check(state: &mut State, plan: &Plan, now: u64, instance: usize, router: &Router) -> Judged {
-    let usage = router.usage().snapshot();
-    let totals = totals(&mut state.instances[instance], &usage.tokens);
-    state.instances[instance].newest = crate::instance::summary(&usage.slots, totals);
-    let slots = &usage.slots;
-    number_endpoints(state, plan, instance, slots)?;
-    // What the world outside sees says more than a sum that is wrong.
-    in_flight(state, plan, instance, slots)?;
-    limits(state, instance, slots)?;
-    admitted(state, instance, slots)?;
+fn check(
+    state: &mut State,
+    plan: &Plan,
+    now: u64,
+    instance: usize,
+    router: &Router,
+    settled: &mut Settled,
+) -> Judged {
+    let of = &mut state.instances[instance];
+    let counts_changed = router.usage().refresh(&mut settled.usage);
+    let totals = settled.totals();
+    let (slots, outside) = (&settled.usage.slots, Outside::of(of));
+    let changed = counts_changed || outside != settled.outside;
+    if changed {
+        of.newest = crate::instance::summary(slots, totals);
+        number_endpoints(state, plan, instance, slots)?;
+        // What the world outside sees says more than a sum that is wrong.
+        in_flight(state, plan, instance, slots)?;
+        limits(state, instance, slots)?;
+        admitted(state, instance, slots)?;
+        settled.outside = outside;
+    }
     collected(state, plan, now, instance, slots)?;
-    breakers::judge(state, plan, now, instance, &slots.endpoints)?;
+    breakers::hear(state, plan, now, instance)?;
+    if changed {
+        breakers::judge(state, now, instance, &slots.endpoints)?;
+    } else {
+        // Time has passed, and the router says what it said before.
+        breakers::still_stand(&state.instances[instance], now, instance)?;
+    }
 
     let of = &mut state.instances[instance];
     let balance = router.usage().ledger().balance();
@@ -98,18 +164,6 @@ fn check(state: &mut State, plan: &Plan, now: u64, instance: usize, router: &Rou
         }
     }
     Ok(())
-}
-
-/// The sum of a snapshot's tokens, added up anew only when it is another one than at the last step.
-fn totals(of: &mut Instance, tokens: &Arc<Totals>) -> (u64, u64) {
-    match &of.added_up {
-        Some((known, sum)) if Arc::ptr_eq(known, tokens) => *sum,
-        _ => {
-            let sum = tokens.values().fold((0, 0), |sum, t| (sum.0 + t.input, sum.1 + t.output));
-            of.added_up = Some((Arc::clone(tokens), sum));
-            sum
-        }
-    }
 }
 
 /// Learns which endpoint each number of the router is; they only ever grow.

@@ -9,7 +9,7 @@ use crate::sometimes::Point;
 use crate::world::{Instance, Listing, State, World};
 
 use super::calls::EXPIRY;
-use super::{CATALOG_AGE, CATALOG_ISOLATION};
+use super::{CATALOG_AGE, CATALOG_ISOLATION, Judged};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -49,14 +49,7 @@ pub(crate) fn models_told(world: &World, client: usize, body: &[u8]) {
     }
 }
 
-fn told(
-    state: &State,
-    plan: &Plan,
-    now: u64,
-    client: usize,
-    model: usize,
-    text: &str,
-) -> Result<(), (&'static str, String)> {
+fn told(state: &State, plan: &Plan, now: u64, client: usize, model: usize, text: &str) -> Judged {
     let asked = &state.clients[client];
     let (began, of) = (asked.began, &state.instances[asked.instance]);
     let in_memory = asked.asked.call == Call::Ps;
