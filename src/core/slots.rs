@@ -229,17 +229,13 @@ impl Slots {
 
     /// Every count at one moment. Under the lock it copies one pointer per endpoint.
     pub fn snapshot(&self) -> Snapshot {
-        self.snapshot_with(|| ()).0
-    }
-
-    /// A snapshot, and what `and` reads in the same critical section.
-    pub(super) fn snapshot_with<R>(&self, and: impl FnOnce() -> R) -> (Snapshot, R) {
         let mut snapshot = Snapshot::default();
-        let (_, read) = self.refresh_with(&mut snapshot, and);
-        (snapshot, read)
+        self.refresh_with(&mut snapshot, || ());
+        snapshot
     }
 
-    /// Brings an older snapshot of these slots up to date, and says whether anything in it changed.
+    /// Brings an older snapshot of these slots up to date, and says whether anything in it changed; and what `and`
+    /// reads in the same critical section.
     pub(super) fn refresh_with<R>(&self, snapshot: &mut Snapshot, and: impl FnOnce() -> R) -> (bool, R) {
         let state = self.state.lock();
         let uses = &mut snapshot.endpoints;

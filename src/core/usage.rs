@@ -56,8 +56,9 @@ impl Usage {
 
     /// One consistent cut through slots and tokens.
     pub fn snapshot(&self) -> Snapshot {
-        let (slots, tokens) = self.slots.snapshot_with(|| self.ledger.totals());
-        Snapshot { slots, tokens }
+        let mut snapshot = Snapshot::default();
+        self.refresh(&mut snapshot);
+        snapshot
     }
 
     /// Brings an older snapshot of the two up to date, and says whether anything in it changed: for whoever
