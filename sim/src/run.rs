@@ -25,6 +25,9 @@ use crate::world::{
 /// More steps than any plan needs: a world that takes more spins.
 const STEPS_MAX: u64 = 300_000;
 
+/// As many calls as most worlds have.
+const CALLS: usize = 128;
+
 const SECOND: u64 = 1_000_000_000;
 
 /// When faults have stopped, everybody has an answer within this time.
@@ -103,7 +106,7 @@ impl Run {
             calm: false,
             endpoints: plan.endpoints.iter().map(endpoint).collect(),
             instances: (0..plan.instances.len()).map(|index| Instance::new(&plan, index)).collect(),
-            calls: Vec::new(),
+            calls: Vec::with_capacity(CALLS),
             clients: Vec::new(),
             subscribers: Vec::new(),
             commands: Vec::new(),

@@ -311,8 +311,8 @@ impl<'a> Writing<'a> {
             question,
             script,
             body: Body {
-                text: Vec::new(),
-                ends: Vec::new(),
+                text: Vec::with_capacity(512),
+                ends: Vec::with_capacity(16),
                 whole_at: None,
                 complete_at: None,
                 divisible_to: 0,

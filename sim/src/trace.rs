@@ -89,10 +89,11 @@ impl Trace {
     /// `{a}` and `{b}` in `what` stand for the numbers.
     pub(crate) fn note(&mut self, at: u64, actor: Actor, what: &'static str, a: u64, b: u64) {
         let mut said = what.len() as u64;
-        for chunk in what.as_bytes().chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            said = said.rotate_left(9) ^ u64::from_le_bytes(word);
+        let (words, rest) = what.as_bytes().as_chunks();
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        for word in words.iter().chain((!rest.is_empty()).then_some(&last)) {
+            said = said.rotate_left(9) ^ u64::from_le_bytes(*word);
         }
         for number in [at, actor.code(), said, a, b] {
             self.mix(number);
