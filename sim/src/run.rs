@@ -25,7 +25,7 @@ use crate::world::{
 /// More steps than any plan needs: a world that takes more spins.
 const STEPS_MAX: u64 = 300_000;
 
-/// As many calls as most worlds have.
+/// Room for the calls of an ordinary world.
 const CALLS: usize = 128;
 
 const SECOND: u64 = 1_000_000_000;

@@ -3,13 +3,11 @@
 
 use pointsman::core::breaker::Settings;
 use pointsman::core::invariants::{self, Broken};
-use pointsman::core::ledger::Totals;
 use pointsman::core::slots::{Limits, Snapshot};
 use pointsman::core::usage;
 use pointsman::flow::router::Router;
 
 use core::time::Duration;
-use std::sync::Arc;
 
 use crate::faults::Fault;
 use crate::plan::Plan;
@@ -24,23 +22,8 @@ use super::{ADMITTED_ADDS_UP, ANSWER_ENDS, Judged, SLOT_CONSERVATION, SNAPSHOT_W
 pub(crate) struct Settled {
     usage: usage::Snapshot,
     outside: Outside,
-    /// The tokens of a snapshot, and what they add up to.
-    added_up: Option<(Arc<Totals>, (u64, u64))>,
-}
-
-impl Settled {
-    /// The sum of the tokens, added up anew only when they are others than at the last step.
-    fn totals(&mut self) -> (u64, u64) {
-        let tokens = &self.usage.tokens;
-        match &self.added_up {
-            Some((known, sum)) if Arc::ptr_eq(known, tokens) => *sum,
-            _ => {
-                let sum = tokens.values().fold((0, 0), |sum, t| (sum.0 + t.input, sum.1 + t.output));
-                self.added_up = Some((Arc::clone(tokens), sum));
-                sum
-            }
-        }
-    }
+    /// What its tokens add up to.
+    tokens: (u64, u64),
 }
 
 /// What the counts are held against, as far as it can change without the counts. A call that is opened is one
@@ -112,7 +95,11 @@ fn check(
 ) -> Judged {
     let of = &mut state.instances[instance];
     let counts_changed = router.usage().refresh(&mut settled.usage);
-    let totals = settled.totals();
+    if counts_changed {
+        let tokens = settled.usage.tokens.values();
+        settled.tokens = tokens.fold((0, 0), |sum, t| (sum.0 + t.input, sum.1 + t.output));
+    }
+    let totals = settled.tokens;
     let (slots, outside) = (&settled.usage.slots, Outside::of(of));
     let changed = counts_changed || outside != settled.outside;
     if changed {

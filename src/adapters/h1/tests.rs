@@ -51,6 +51,17 @@ async fn text(response: UpstreamResponse) -> Result<String, UpstreamError> {
     Ok(String::from_utf8(chunks?.concat()).unwrap())
 }
 
+/// An endpoint that takes one connection, answers so many requests on it, and closes it.
+fn answer_on_one(listener: TcpListener, requests: usize) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        for _ in 0..requests {
+            read_request(&mut socket, 1).await;
+            socket.write_all(OK).await.unwrap();
+        }
+    })
+}
+
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 #[tokio::test]
@@ -117,13 +128,7 @@ async fn a_connection_the_endpoint_closed_while_idle_costs_the_client_nothing() 
 #[tokio::test]
 async fn idle_connections_are_used_again_and_dead_ones_swept_away() {
     let (listener, url) = listen().await;
-    let endpoint = tokio::spawn(async move {
-        let (mut socket, _) = listener.accept().await.unwrap();
-        for _ in 0..3 {
-            read_request(&mut socket, 1).await;
-            socket.write_all(OK).await.unwrap();
-        }
-    });
+    let endpoint = answer_on_one(listener, 3);
     let client = client();
     for _ in 0..3 {
         let response = client.send(&post(&url, b"a".to_vec())).await.unwrap();
@@ -139,13 +144,7 @@ async fn idle_connections_are_used_again_and_dead_ones_swept_away() {
 #[tokio::test]
 async fn an_idle_connection_serves_whichever_thread_asks_next() {
     let (listener, url) = listen().await;
-    let endpoint = tokio::spawn(async move {
-        let (mut socket, _) = listener.accept().await.unwrap();
-        for _ in 0..2 {
-            read_request(&mut socket, 1).await;
-            socket.write_all(OK).await.unwrap();
-        }
-    });
+    let endpoint = answer_on_one(listener, 2);
     let client = client();
     let ask = async |client: PlainClient, url: &str| {
         let request = post(url, b"a".to_vec());
