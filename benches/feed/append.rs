@@ -1,39 +1,43 @@
 //! What stalled subscribers cost everybody else: the time of requests before two routers, one of which has a
-//! thousand subscribers that never read, in short windows that take turns. Half-way the crowd moves to the other
-//! router, so what sets the two processes apart cancels out. And in this process, the time to hand events in
-//! and until they can be read, a thousand at a time: one takes less than the clock can tell.
+//! thousand subscribers that never read, and the time from an answer until its event was on the disk and read, in
+//! short windows that take turns. Half-way the crowd moves to the other router, so what sets the two processes
+//! apart cancels out. And in this process, the time to hand events in and until they can be read, a thousand at a
+//! time: one takes less than the clock can tell.
 
 use std::hint::black_box;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
+use memchr::memmem;
 use pointsman::core::timeline::{Bounds, Limits, Look, Timeline};
 use pointsman::wire::event::Event;
-use tokio::time::sleep;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 
-use crate::crowd::{Over, silent};
-use crate::load::Load;
+use crate::crowd::{self, Over, silent};
+use crate::load;
 use crate::made;
 use crate::paired::Paired;
 use crate::process::{Process, backend, yaml};
 use crate::report::{Report, quantile};
 
 const STALLED: usize = 1_000;
-const REQUESTS_PER_S: f64 = 3_000.0;
 /// Events that stand in the log before anybody comes: more than a connection holds.
 const LOGGED: u64 = 2_000;
 const TARGET_PERCENT: f64 = 5.0;
 /// Pairs of windows for each round, in each half.
 const PAIRS: usize = 20;
-/// A window is this part of `--secs`.
-const WINDOWS: u32 = 8;
-/// From the first request to the first that counts.
-const SETTLE: Duration = Duration::from_millis(100);
+/// Requests in a window, one after the other: so many that a p99 is not the slowest.
+const REQUESTS: usize = 400;
 /// Until what a crowd did when it came or went is over.
 const CALM: Duration = Duration::from_secs(1);
+/// How long an event may take until it is read.
+const EVENT_MAX: Duration = Duration::from_secs(10);
 /// Events handed in between two looks at the clock.
 const BATCH: usize = 1_000;
 /// Batches in a window of this process: so many that a p99 is not one odd batch, in a tenth of a second or so.
@@ -42,66 +46,106 @@ const SIGHTS: usize = 300;
 /// As much as a subscriber holds; see `flow::follow`.
 const STEP: usize = 128;
 
-pub(crate) async fn run(
-    folder: &Path,
-    window: Duration,
-    rounds: usize,
-    report: &mut Report,
-) -> io::Result<()> {
+pub(crate) async fn run(folder: &Path, rounds: usize, report: &mut Report) -> io::Result<()> {
     let backend = backend(["m"])?;
-    let more = "per_ip_limit: 0\nper_ip_connections: 0\nsubscriber_stall_secs: 3600\n";
-    let (mut routers, mut loads) = (Vec::new(), Vec::new());
+    // Each event is a group of its own: no pause between groups that would hide what one takes.
+    let more = "event_log: each\nper_ip_limit: 0\nper_ip_connections: 0\nsubscriber_stall_secs: 3600\n";
+    let (mut routers, mut users) = (Vec::new(), Vec::new());
     for name in ["one", "other"] {
         let folder = folder.join(name);
         made::log(&folder, LOGGED).await?;
         let router = Process::start(&folder, &yaml(&[backend.endpoint()], more))?;
-        let load = Load::start(router.address, &["m".to_owned()], REQUESTS_PER_S, 16);
-        load.rest(true);
+        users.push(User::open(router.address).await?);
         routers.push(router);
-        loads.push(load);
     }
-    let (mut p50, mut p99) = (Paired::default(), Paired::default());
+    let mut paired: [[Paired; 2]; 2] = Default::default();
     for (half, router) in routers.iter().enumerate() {
         let held = silent(router.address, Over::Sse, STALLED, "after=0").await?;
         sleep(CALM).await;
         for pair in 0..rounds * PAIRS {
-            let mut took_us = [vec![], vec![]];
+            let mut took = [const { Took { answer_us: vec![], event_us: vec![] } }; 2];
             // Each is first in every other pair.
             for stalled in [pair % 2, 1 - pair % 2] {
                 let which = if stalled == 1 { half } else { 1 - half };
-                took_us[stalled] = measure(&loads[which], window / WINDOWS).await?;
+                took[stalled] = users[which].window().await?;
             }
-            let mut push = |paired: &mut Paired, share: f64| {
-                let [without, with] = took_us.each_mut().map(|took_us| quantile(took_us, share) / 1e3);
-                paired.push(half, without, with);
-            };
-            push(&mut p50, 0.5);
-            push(&mut p99, 0.99);
+            for (share, paired) in [0.5, 0.99].into_iter().zip(&mut paired) {
+                let mut push = |paired: &mut Paired, times: fn(&mut Took) -> &mut [u32]| {
+                    let [without, with] = took.each_mut().map(|took| quantile(times(took), share) / 1e3);
+                    paired.push(half, without, with);
+                };
+                push(&mut paired[0], |took| &mut took.answer_us);
+                push(&mut paired[1], |took| &mut took.event_us);
+            }
         }
         drop(held);
         sleep(CALM).await;
     }
-    drop(loads);
-    rows(report, "a request's p50", "ms", &p50);
-    rows(report, "a request's p99", "ms", &p99);
+    for (share, paired) in ["p50", "p99"].into_iter().zip(&paired) {
+        rows(report, &format!("{share} of a request"), "ms", &paired[0]);
+        rows(report, &format!("{share} from an answer to its event"), "ms", &paired[1]);
+    }
     let (push, see) = tokio::task::spawn_blocking(move || in_process(2 * rounds * PAIRS)).await?;
     rows(report, &format!("in process, p99 of {BATCH} pushes, each"), "us", &push);
     rows(report, &format!("in process, p99 until {BATCH} are seen, each"), "us", &see);
     Ok(())
 }
 
-/// What each answer took in one window, in microseconds.
-async fn measure(load: &Load, window: Duration) -> io::Result<Vec<u32>> {
-    load.rest(false);
-    sleep(SETTLE).await;
-    load.took_us();
-    sleep(window).await;
-    let took_us = load.took_us();
-    load.rest(true);
-    if took_us.is_empty() {
-        Err(io::Error::other("no request was answered in a window"))
-    } else {
-        Ok(took_us)
+/// Asks one thing after another and reads on the feed how each ended.
+struct User {
+    requests: TcpStream,
+    request: Vec<u8>,
+    feed: TcpStream,
+    inbox: Vec<u8>,
+}
+
+/// Times of one window.
+struct Took {
+    /// From a request to the end of its answer.
+    answer_us: Vec<u32>,
+    /// From there until the event that says so was on the disk and read.
+    event_us: Vec<u32>,
+}
+
+impl User {
+    async fn open(address: SocketAddr) -> io::Result<User> {
+        let requests = TcpStream::connect(address).await?;
+        requests.set_nodelay(true)?;
+        let mut feed = TcpStream::connect(address).await?;
+        let (status, inbox) = crowd::open(&mut feed, Over::Sse, "kinds=request.finished").await?;
+        crowd::expect(status, Over::Sse)?;
+        Ok(User { requests, request: load::request(address, "m"), feed, inbox })
+    }
+
+    async fn window(&mut self) -> io::Result<Took> {
+        let mut took = Took { answer_us: Vec::new(), event_us: Vec::new() };
+        for _ in 0..REQUESTS {
+            let begun = Instant::now();
+            let status = load::exchange(&mut self.requests, &self.request).await?;
+            took.answer_us.push(micros(begun));
+            if status != 200 {
+                return Err(io::Error::other(format!("a request is answered {status}")));
+            }
+            let answered = Instant::now();
+            timeout(EVENT_MAX, self.event()).await??;
+            took.event_us.push(micros(answered));
+        }
+        Ok(took)
+    }
+
+    /// Waits for the next event. There is never more than one.
+    async fn event(&mut self) -> io::Result<()> {
+        loop {
+            if let Some(at) = memmem::find(&self.inbox, crowd::BEGIN)
+                && let Some(end) = memmem::find(&self.inbox[at..], b"\n\n")
+            {
+                self.inbox.drain(..at + end);
+                return Ok(());
+            }
+            if self.feed.read_buf(&mut self.inbox).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
     }
 }
 
@@ -170,6 +214,10 @@ fn in_process(pairs: usize) -> (Paired, Paired) {
         paired
     };
     (measure(PUSHES, &push), measure(SIGHTS, &see))
+}
+
+fn micros(begun: Instant) -> u32 {
+    begun.elapsed().as_micros().try_into().unwrap_or(u32::MAX)
 }
 
 fn nanos(begun: Instant) -> u32 {

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// What every event's JSON begins with, and nothing else on a feed.
-const BEGIN: &[u8] = b"{\"seq\":";
+pub(crate) const BEGIN: &[u8] = b"{\"seq\":";
 /// How long an answer's head may take.
 const HEAD_MAX: Duration = Duration::from_secs(20);
 
@@ -88,7 +88,8 @@ pub(crate) async fn silent(
     Ok(streams)
 }
 
-fn expect(status: u16, over: Over) -> io::Result<()> {
+/// Whether a subscriber was welcome.
+pub(crate) fn expect(status: u16, over: Over) -> io::Result<()> {
     let expected = if over == Over::Sse { 200 } else { 101 };
     if status == expected {
         Ok(())

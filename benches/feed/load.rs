@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,8 +27,6 @@ pub(crate) struct Load {
 struct Tally {
     answered: AtomicU64,
     failed: AtomicU64,
-    /// Nothing is asked for the time being; connections stay.
-    rests: AtomicBool,
     /// What each answer took since the last look, in microseconds.
     took_us: Mutex<Vec<u32>>,
 }
@@ -52,9 +50,6 @@ impl Load {
                         let _ = stream.set_nodelay(true);
                         loop {
                             ticks.tick().await;
-                            if tally.rests.load(Relaxed) {
-                                continue;
-                            }
                             turn += connections + 1;
                             let request = &requests[turn % requests.len()];
                             let begun = Instant::now();
@@ -70,12 +65,6 @@ impl Load {
             });
         }
         Load { _tasks: tasks, tally }
-    }
-
-    /// Asks nothing until told otherwise; what is under way is answered.
-    #[allow(dead_code, reason = "shared with the tests")]
-    pub(crate) fn rest(&self, rests: bool) {
-        self.tally.rests.store(rests, Relaxed);
     }
 
     /// Requests answered so far.
@@ -103,7 +92,7 @@ impl Tally {
 }
 
 /// A chat without a stream.
-fn request(address: SocketAddr, model: &str) -> Vec<u8> {
+pub(crate) fn request(address: SocketAddr, model: &str) -> Vec<u8> {
     let body = serde_json::json!({ "model": model, "messages": [], "stream": false }).to_string();
     let length = body.len();
     format!("POST /api/chat HTTP/1.1\r\nhost: {address}\r\ncontent-length: {length}\r\n\r\n{body}")
@@ -111,7 +100,7 @@ fn request(address: SocketAddr, model: &str) -> Vec<u8> {
 }
 
 /// Sends a request and reads its whole answer: its status.
-async fn exchange(stream: &mut TcpStream, request: &[u8]) -> io::Result<u16> {
+pub(crate) async fn exchange(stream: &mut TcpStream, request: &[u8]) -> io::Result<u16> {
     stream.write_all(request).await?;
     Ok(answer(stream).await?.0)
 }

@@ -47,9 +47,9 @@ What subscribers to events cost, against the targets.
 
 cargo bench --bench feed -- [OPTIONS] [PARTS]
 
-  --secs S        length of a measured window in seconds; `crash` runs ten times as long. `append` has windows
-                  of an eighth of it, and `hour` so much traffic in each of its 60 minutes (all of it unless said)
-  --rounds N      windows for each condition, interleaved; `append` has 40 pairs of windows for each
+  --secs S        length of a measured window in seconds; `crash` runs ten times as long, and `hour` has so
+                  much traffic in each of its 60 minutes (all of it unless said). Not for `append`
+  --rounds N      windows for each condition, interleaved; `append` has 40 pairs of windows of 400 requests for each
   --seed N        of the subscribers of `crash`; without it, another every time
   --record FILE   put what is printed into this document, between its marker lines
 
@@ -165,7 +165,7 @@ fn bench(options: &Options) -> io::Result<bool> {
         let (window, rounds) = (options.window, options.rounds);
         match part {
             "frames" => runtime.block_on(frames::run(&folder, window, rounds, &mut report))?,
-            "append" => runtime.block_on(append::run(&folder, window, rounds, &mut report))?,
+            "append" => runtime.block_on(append::run(&folder, rounds, &mut report))?,
             "replay" => runtime.block_on(replay::run(&folder, rounds, &mut report))?,
             "idle" => runtime.block_on(idle::run(&folder, &mut report))?,
             "hour" => runtime.block_on(hour::run(&folder, options.secs, &mut report))?,

@@ -234,10 +234,14 @@ fn body(asked: &RequestPlan) -> Bytes {
         _ => "\"input\":\"why\"",
     };
     let streams = !matches!(asked.call, Call::OllamaEmbed | Call::OpenAiEmbedding);
-    let stream = if streams { format!(",\"stream\":{}", asked.stream) } else { String::new() };
+    let stream = match (streams, asked.stream) {
+        (false, _) => "",
+        (true, false) => ",\"stream\":false",
+        (true, true) => ",\"stream\":true",
+    };
     let chat = matches!(asked.call, Call::OpenAiChat | Call::OpenAiCompletion) && asked.stream;
     let usage = if chat && asked.wants_usage { ",\"stream_options\":{\"include_usage\":true}" } else { "" };
-    Bytes::from(format!("{{\"model\":\"{}\",{content}{stream}{usage}}}", name(asked)))
+    Bytes::from(["{\"model\":\"", &name(asked), "\",", content, stream, usage, "}"].concat())
 }
 
 async fn read(world: &Arc<World>, client: usize, asked: &RequestPlan, answer: Answer) -> Ending {

@@ -10,7 +10,6 @@ use core::pin::Pin;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::{Context, Poll};
 use core::time::Duration;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 
@@ -49,13 +48,57 @@ struct Schedule {
     ready: Vec<TaskId>,
     /// By task: it is in `ready`, or set aside because its domain is paused.
     queued: Vec<bool>,
-    /// By time, then by the order of registration.
-    timers: BTreeMap<(u64, u64), Waker>,
-    timers_made: u64,
+    timers: Timers,
     /// Started during the present step.
     spawned: Vec<(TaskId, Domain, BoxFuture<'static, ()>)>,
     /// Cancelled during the present step.
     cancelled: Vec<TaskId>,
+}
+
+/// Who is to be woken when.
+#[derive(Default)]
+struct Timers {
+    /// The first to ring is the last: most timers ring, or are dropped, soon after they were made.
+    waiting: Vec<Timer>,
+    made: u64,
+}
+
+struct Timer {
+    key: TimerKey,
+    waker: Waker,
+}
+
+/// Time, then the order of registration.
+type TimerKey = (u64, u64);
+
+impl Timers {
+    fn insert(&mut self, at: u64, waker: Waker) -> TimerKey {
+        self.made += 1;
+        let key = (at, self.made);
+        let place = self.waiting.partition_point(|timer| timer.key > key);
+        self.waiting.insert(place, Timer { key, waker });
+        key
+    }
+
+    fn place(&self, key: TimerKey) -> Option<usize> {
+        self.waiting.binary_search_by(|timer| key.cmp(&timer.key)).ok()
+    }
+
+    fn remove(&mut self, key: TimerKey) -> Option<Waker> {
+        self.place(key).map(|place| self.waiting.remove(place).waker)
+    }
+
+    /// When the first rings.
+    fn next(&self) -> Option<u64> {
+        self.waiting.last().map(|timer| timer.key.0)
+    }
+}
+
+impl Schedule {
+    /// Nobody was started or cancelled that the executor does not know of.
+    fn is_settled(&self) -> bool {
+        self.spawned.is_empty() && self.cancelled.is_empty()
+    }
 }
 
 impl Handle {
@@ -130,7 +173,7 @@ impl Wake for TaskWaker {
 pub(crate) struct Sleep {
     handle: Handle,
     at: u64,
-    registered: Option<(u64, u64)>,
+    registered: Option<TimerKey>,
 }
 
 impl Future for Sleep {
@@ -141,23 +184,18 @@ impl Future for Sleep {
         let now = this.handle.now();
         let mut schedule = this.handle.schedule.lock();
         if now >= this.at {
-            let old = this.registered.take().and_then(|key| schedule.timers.remove(&key));
+            let old = this.registered.take().and_then(|key| schedule.timers.remove(key));
             drop(schedule);
             drop(old);
             return Poll::Ready(());
         }
         match this.registered {
             Some(key) => {
-                if let Some(waker) = schedule.timers.get_mut(&key) {
-                    waker.clone_from(cx.waker());
+                if let Some(place) = schedule.timers.place(key) {
+                    schedule.timers.waiting[place].waker.clone_from(cx.waker());
                 }
             }
-            None => {
-                schedule.timers_made += 1;
-                let key = (this.at, schedule.timers_made);
-                schedule.timers.insert(key, cx.waker().clone());
-                this.registered = Some(key);
-            }
+            None => this.registered = Some(schedule.timers.insert(this.at, cx.waker().clone())),
         }
         Poll::Pending
     }
@@ -166,7 +204,7 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let Some(key) = self.registered {
-            let waker = self.handle.schedule.lock().timers.remove(&key);
+            let waker = self.handle.schedule.lock().timers.remove(key);
             drop(waker);
         }
     }
@@ -234,33 +272,42 @@ impl Executor {
 
     /// Polls one ready task, or moves the clock to the next timer that is due by `until`.
     pub(crate) fn step(&mut self, until: u64) -> Step {
+        let Some(id) = self.pick() else { return self.advance(until) };
+        let task = self.tasks[id].as_mut().expect("it was picked because it runs");
+        self.steps += 1;
+        let domain = task.domain;
+        let done = task.future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_ready();
+        if done {
+            let ended = self.tasks[id].take();
+            drop(ended);
+        }
         self.settle();
+        Step::Ran(id, domain)
+    }
+
+    /// One of the tasks that are ready and not paused.
+    fn pick(&mut self) -> Option<TaskId> {
+        let mut schedule = self.handle.schedule.lock();
+        // Somebody besides the tasks may have started one.
+        while !schedule.is_settled() {
+            drop(schedule);
+            self.settle();
+            schedule = self.handle.schedule.lock();
+        }
         loop {
-            let id = {
-                let mut schedule = self.handle.schedule.lock();
-                let ready = schedule.ready.len() as u64;
-                if ready == 0 {
-                    drop(schedule);
-                    return self.advance(until);
-                }
-                let at = if ready == 1 { 0 } else { self.chance.below(ready) };
-                schedule.ready.swap_remove(at as usize)
+            let at = match schedule.ready.len() as u64 {
+                0 => return None,
+                1 => 0,
+                ready => self.chance.below(ready) as usize,
             };
-            let Some(task) = self.tasks.get_mut(id).and_then(Option::as_mut) else { continue };
+            let id = schedule.ready.swap_remove(at);
+            let Some(task) = self.tasks.get(id).and_then(Option::as_ref) else { continue };
             if self.paused.contains(&task.domain) {
                 self.aside.push(id);
                 continue;
             }
-            self.handle.schedule.lock().queued[id] = false;
-            self.steps += 1;
-            let domain = task.domain;
-            let done = task.future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_ready();
-            if done {
-                let ended = self.tasks[id].take();
-                drop(ended);
-            }
-            self.settle();
-            return Step::Ran(id, domain);
+            schedule.queued[id] = false;
+            return Some(id);
         }
     }
 
@@ -315,18 +362,14 @@ impl Executor {
         let mut due = core::mem::take(&mut self.due);
         {
             let mut schedule = self.handle.schedule.lock();
-            let next = schedule.timers.first_key_value().map(|((at, _), _)| *at).filter(|at| *at <= until);
-            let Some(next) = next else {
+            let Some(next) = schedule.timers.next().filter(|at| *at <= until) else {
                 self.handle.now.fetch_max(until, Ordering::Relaxed);
                 return Step::Idle;
             };
             self.handle.now.store(next, Ordering::Relaxed);
-            while let Some(entry) = schedule.timers.first_entry() {
-                if entry.key().0 > next {
-                    break;
-                }
-                due.push(entry.remove());
-            }
+            let waiting = &mut schedule.timers.waiting;
+            let ring = waiting.iter().rev().take_while(|timer| timer.key.0 == next).count();
+            due.extend(waiting.drain(waiting.len() - ring..).rev().map(|timer| timer.waker));
         }
         due.drain(..).for_each(Waker::wake);
         self.due = due;
@@ -339,7 +382,7 @@ impl Executor {
             let (spawned, cancelled) = &mut self.taken_in;
             {
                 let mut schedule = self.handle.schedule.lock();
-                if schedule.spawned.is_empty() && schedule.cancelled.is_empty() {
+                if schedule.is_settled() {
                     return;
                 }
                 core::mem::swap(&mut schedule.spawned, spawned);
@@ -405,7 +448,7 @@ mod tests {
             futures_util::future::select(&mut long, short).await;
         });
         while executor.step(10 * SECOND) != Step::Idle {}
-        assert!(executor.handle().schedule.lock().timers.is_empty());
+        assert!(executor.handle().schedule.lock().timers.waiting.is_empty());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_core::Stream;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use memchr::memmem;
 
 use pointsman::ports::{BoxFuture, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
 
@@ -257,14 +258,14 @@ fn key_in(headers: &HeaderMap) -> u32 {
 
 /// The number in the model's name.
 fn model_in(body: &[u8]) -> usize {
-    let at = body.windows(9).position(|window| window == b"\"model\":\"").map_or(body.len(), |at| at + 9);
+    let at = memmem::find(body, b"\"model\":\"").map_or(body.len(), |at| at + 9);
     let name = body[at..].split(|byte| *byte == b'"').next().unwrap_or_default();
     let digit = name.iter().rposition(|byte| *byte == b'm').and_then(|m| name.get(m + 1));
     digit.map_or(usize::MAX, |digit| usize::from(digit.wrapping_sub(b'0')))
 }
 
 fn contains(body: &[u8], what: &[u8]) -> bool {
-    body.windows(what.len()).any(|window| window == what)
+    memmem::find(body, what).is_some()
 }
 
 /// The faults behind what blocks one way only, and both.

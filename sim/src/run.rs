@@ -147,22 +147,19 @@ impl Run {
 
     /// Goes on until `time`, or until `done` holds, or a promise is broken. Tells whether `done` held.
     fn until(&mut self, time: u64, done: impl Fn(&World) -> bool) -> bool {
-        loop {
-            if self.is_broken() {
-                return true;
-            }
-            if done(&self.world) {
-                return true;
-            }
-            match self.executor.step(time) {
+        let mut broken = self.is_broken();
+        while !broken && !done(&self.world) {
+            broken = match self.executor.step(time) {
                 Step::Idle => return done(&self.world),
                 Step::Advanced => oracle::published(&self.world, &self.paused),
                 Step::Ran(task, domain) => self.after(task, domain),
-            }
+            };
         }
+        true
     }
 
-    fn after(&mut self, task: usize, domain: Domain) {
+    /// Whether a promise is broken.
+    fn after(&mut self, task: usize, domain: Domain) -> bool {
         let world = Arc::clone(&self.world);
         let now = world.now();
         let mut state = world.state.lock();
@@ -178,10 +175,10 @@ impl Run {
             Domain::World => (0..world.plan.instances.len())
                 .for_each(|index| oracle::after_step(&mut state, &world, index)),
         }
-        drop(state);
         if self.executor.steps() > STEPS_MAX {
-            world.break_promise(oracle::ANSWER_ENDS, format!("still busy after {STEPS_MAX} steps"));
+            state.break_promise(now, oracle::ANSWER_ENDS, format!("still busy after {STEPS_MAX} steps"));
         }
+        state.broken.is_some()
     }
 
     fn obey(&mut self, command: Command) {

@@ -10,6 +10,7 @@ use core::ops::Range;
 use std::io::Write as _;
 
 use bytes::Bytes;
+use pointsman::wire::event::push_number;
 
 use crate::faults::{Fault, Switches};
 use crate::plan::{Call, EndpointPlan, Speaks};
@@ -339,6 +340,10 @@ impl<'a> Writing<'a> {
         self.body.text.extend_from_slice(text.as_bytes());
     }
 
+    fn number(&mut self, number: u64) {
+        push_number(number, &mut self.body.text);
+    }
+
     fn write(&mut self, text: fmt::Arguments<'_>) {
         self.body.text.write_fmt(text).expect("a vector takes everything");
     }
@@ -449,7 +454,10 @@ impl Writing<'_> {
                 self.bad_line(kind);
             }
             self.blank_line();
-            self.write(format_args!("{{\"model\":\"m\",\"response\":\"c{call} {token}"));
+            self.push("{\"model\":\"m\",\"response\":\"c");
+            self.number(call as u64);
+            self.push(" ");
+            self.number(token);
             self.glyph(token);
             self.line("\",\"done\":false}");
             self.end();
@@ -615,9 +623,11 @@ impl Writing<'_> {
     fn token_event(&mut self, token: u64) {
         let call = self.question.call;
         self.begin_event();
-        self.write(format_args!(
-            "data: {{\"id\":\"c{call}\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{token} "
-        ));
+        self.push("data: {\"id\":\"c");
+        self.number(call as u64);
+        self.push("\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"");
+        self.number(token);
+        self.push(" ");
         self.glyph(token);
         self.push("\"},\"finish_reason\":null}]}");
         self.end_event();

@@ -24,20 +24,38 @@ impl Seed {
     pub(crate) fn stream_of(self, name: &str, numbers: &[u64]) -> Stream {
         let mut state = absorb(absorb(BASIS, &self.0.to_le_bytes()), name.as_bytes());
         for number in numbers {
-            state = absorb(state, &number.to_le_bytes());
+            state = absorb_number(state, *number);
         }
         Stream { state: finish(state) }
     }
 }
 
 const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+const PRIME: u64 = 0x0100_0000_01b3;
+/// The prime to the power of each index.
+const POWERS: [u64; 9] = {
+    let mut powers = [1; 9];
+    let mut at = 1;
+    while at < powers.len() {
+        powers[at] = PRIME.wrapping_mul(powers[at - 1]);
+        at += 1;
+    }
+    powers
+};
 
 /// FNV-1a, eight bits at a time.
 fn absorb(mut state: u64, bytes: &[u8]) -> u64 {
     for byte in bytes {
-        state = (state ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        state = (state ^ u64::from(*byte)).wrapping_mul(PRIME);
     }
     state
+}
+
+/// The same of a number's eight bytes, the lowest first. Most numbers are small: the zeros behind them
+/// multiply only, and do so at once.
+fn absorb_number(state: u64, number: u64) -> u64 {
+    let zeros = number.leading_zeros() as usize / 8;
+    absorb(state, &number.to_le_bytes()[..8 - zeros]).wrapping_mul(POWERS[zeros])
 }
 
 /// The finaliser of SplitMix64: every input bit reaches every output bit.
@@ -107,6 +125,13 @@ mod tests {
         ];
         for other in others {
             assert_ne!(draws(seed.stream_of("refuse", &[1, 2])), draws(other));
+        }
+    }
+
+    #[test]
+    fn a_number_is_absorbed_as_its_bytes_are() {
+        for number in [0, 1, 0xff, 0x100, 0x00ff_ff00, 1 << 55, 1 << 56, u64::MAX] {
+            assert_eq!(absorb_number(BASIS, number), absorb(BASIS, &number.to_le_bytes()), "{number}");
         }
     }
 

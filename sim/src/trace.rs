@@ -68,6 +68,15 @@ pub(crate) struct Line {
     pub(crate) text: String,
 }
 
+/// Spread a line's numbers over all bits before they meet, so that all of them go through the hash at once.
+const ODD: [u64; 5] = [
+    0x9e37_79b9_7f4a_7c15,
+    0xbf58_476d_1ce4_e5b9,
+    0x94d0_49bb_1331_11eb,
+    0xd6e8_feb8_6659_fd93,
+    0xff51_afd7_ed55_8ccd,
+];
+
 /// The hash so far, and the lines if they are kept.
 #[derive(Debug)]
 pub(crate) struct Trace {
@@ -95,9 +104,8 @@ impl Trace {
         for word in words.iter().chain((!rest.is_empty()).then_some(&last)) {
             said = said.rotate_left(9) ^ u64::from_le_bytes(*word);
         }
-        for number in [at, actor.code(), said, a, b] {
-            self.mix(number);
-        }
+        let numbers = [at, actor.code(), said, a, b].into_iter().zip(ODD);
+        self.mix(numbers.fold(0, |sum, (number, odd)| sum.rotate_left(13) ^ number.wrapping_mul(odd)));
         if let Some(lines) = &mut self.lines {
             let text = what.replace("{a}", &a.to_string()).replace("{b}", &b.to_string());
             lines.push(Line { at, actor: actor.to_string(), text });

@@ -151,6 +151,16 @@ impl Ledger {
         Arc::clone(&self.state.lock().totals)
     }
 
+    /// Brings older totals up to date, and says whether anything in them changed.
+    pub(super) fn refresh(&self, totals: &mut Arc<Totals>) -> bool {
+        let state = self.state.lock();
+        let outdated = !Arc::ptr_eq(totals, &state.totals);
+        if outdated {
+            *totals = Arc::clone(&state.totals);
+        }
+        outdated
+    }
+
     /// The books now.
     pub fn balance(&self) -> Balance {
         let state = self.state.lock();

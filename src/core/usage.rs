@@ -64,9 +64,8 @@ impl Usage {
     /// Brings an older snapshot of the two up to date, and says whether anything in it changed: for whoever
     /// looks often.
     pub fn refresh(&self, snapshot: &mut Snapshot) -> bool {
-        let (changed, tokens) = self.slots.refresh_with(&mut snapshot.slots, || self.ledger.totals());
-        let counted = !Arc::ptr_eq(&snapshot.tokens, &tokens);
-        snapshot.tokens = tokens;
+        let Snapshot { slots, tokens } = snapshot;
+        let (changed, counted) = self.slots.refresh_with(slots, || self.ledger.refresh(tokens));
         changed || counted
     }
 

@@ -6,10 +6,23 @@ use http::header::{
     HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
-static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+static HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
 
-fn drop_hop_by_hop(headers: &mut HeaderMap) {
+/// Written anew upstream, or not wanted there.
+static NOT_UPSTREAM: [HeaderName; 4] = [HOST, CONTENT_LENGTH, EXPECT, ACCEPT_ENCODING];
+
+/// Drops these and whatever belongs to this hop. Most messages have few headers, and none of these.
+fn drop_hop_by_hop_and(headers: &mut HeaderMap, others: &[HeaderName]) {
     // A header that `Connection` names belongs to this hop as well.
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
@@ -17,22 +30,11 @@ fn drop_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        .filter(|name| *name != CONNECTION)
         .collect();
-    for name in &named {
-        headers.remove(name);
-    }
-    for name in [
-        &CONNECTION,
-        &KEEP_ALIVE,
-        &PROXY_CONNECTION,
-        &PROXY_AUTHENTICATE,
-        &PROXY_AUTHORIZATION,
-        &TE,
-        &TRAILER,
-        &TRANSFER_ENCODING,
-        &UPGRADE,
-    ] {
+    let goes =
+        |name: &&HeaderName| [&HOP_BY_HOP[..], others, &named].iter().any(|names| names.contains(name));
+    let here: Vec<HeaderName> = headers.keys().filter(goes).cloned().collect();
+    for name in &here {
         headers.remove(name);
     }
 }
@@ -40,10 +42,7 @@ fn drop_hop_by_hop(headers: &mut HeaderMap) {
 /// A client's headers, made ready to go upstream. The adapter writes `host` and the length; answers
 /// must come uncompressed, because usage is read out of them in passing.
 pub(super) fn to_upstream(headers: &mut HeaderMap, authorization: Option<&HeaderValue>) {
-    drop_hop_by_hop(headers);
-    for name in [HOST, CONTENT_LENGTH, EXPECT, ACCEPT_ENCODING] {
-        headers.remove(name);
-    }
+    drop_hop_by_hop_and(headers, &NOT_UPSTREAM);
     if let Some(value) = authorization {
         headers.insert(AUTHORIZATION, value.clone());
     }
@@ -53,10 +52,8 @@ pub(super) fn to_upstream(headers: &mut HeaderMap, authorization: Option<&Header
 /// so its length still holds.
 pub(super) fn to_client(headers: &mut HeaderMap, same_bytes: bool) {
     let chunked = headers.contains_key(TRANSFER_ENCODING);
-    drop_hop_by_hop(headers);
-    if chunked || !same_bytes {
-        headers.remove(CONTENT_LENGTH);
-    }
+    let length: &[HeaderName] = if chunked || !same_bytes { &[CONTENT_LENGTH] } else { &[] };
+    drop_hop_by_hop_and(headers, length);
 }
 
 #[cfg(test)]

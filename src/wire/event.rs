@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use core::ops::Range;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use super::skim::{Skimmed, skim};
@@ -96,19 +96,19 @@ pub struct Fields<'a> {
     #[serde(borrow)]
     pub kind: Cow<'a, str>,
     /// The request's name, as in `x-request-id`.
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default, deserialize_with = "in_place", skip_serializing_if = "Option::is_none")]
     pub request_id: Option<Cow<'a, str>>,
     /// The endpoint's URL as configured.
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default, deserialize_with = "in_place", skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Cow<'a, str>>,
     /// The model: as it is counted where an endpoint is known, else as the client named it.
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default, deserialize_with = "in_place", skip_serializing_if = "Option::is_none")]
     pub model: Option<Cow<'a, str>>,
     /// The model as the client named it, if that is another name.
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default, deserialize_with = "in_place", skip_serializing_if = "Option::is_none")]
     pub asked: Option<Cow<'a, str>>,
     /// Whose request it was: the first 8 hex digits of the SHA-256 of the key it came with.
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default, deserialize_with = "in_place", skip_serializing_if = "Option::is_none")]
     pub client_key: Option<Cow<'a, str>>,
     /// Tokens of the prompt, if the endpoint reported them.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,10 +120,10 @@ pub struct Fields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
     /// `answered`, `refused`, `failed` or `cancelled`.
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default, deserialize_with = "in_place", skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Cow<'a, str>>,
     /// Why, in a sentence.
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default, deserialize_with = "in_place", skip_serializing_if = "Option::is_none")]
     pub reason: Option<Cow<'a, str>>,
     /// How many endpoints are configured now.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -146,6 +146,13 @@ pub struct Fields<'a> {
     /// Of these, places in the queue that are still taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queued: Option<u64>,
+}
+
+/// Takes a string from where it stands, unless its spelling has escapes: of an optional one, serde makes a copy.
+fn in_place<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cow<'a, str>>, D::Error> {
+    #[derive(Deserialize)]
+    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+    Ok(Option::<Text<'a>>::deserialize(deserializer)?.map(|text| text.0))
 }
 
 /// One event: its bytes, and what filters ask of it.
@@ -207,8 +214,7 @@ impl Event {
         if json.first() != Some(&b'{') {
             return Err(BadEvent("it is no JSON object".to_owned()));
         }
-        let fields: Fields<'_> =
-            serde_json::from_slice(&json).map_err(|error| BadEvent(error.to_string()))?;
+        let fields = read(&json)?;
         let own = |name: Option<Cow<'_, str>>| name.map(|name| Name::Own(Box::from(&*name)));
         let (endpoint, model, asked) = (own(fields.endpoint), own(fields.model), own(fields.asked));
         let (time_ms, kind) = (fields.time_ms, kind_name(&fields.kind));
@@ -242,7 +248,7 @@ impl Event {
 
     /// All its fields.
     pub fn fields(&self) -> Result<Fields<'_>, BadEvent> {
-        serde_json::from_slice(&self.json).map_err(|error| BadEvent(error.to_string()))
+        read(&self.json)
     }
 
     /// Writes the event as its reader gets it, with its number and the number of the one before that this
@@ -266,6 +272,12 @@ impl Event {
         let prev = prev_seq.map_or("null".len(), digits);
         "{\"seq\":,\"prev_seq\":,".len() + digits(seq) + prev + self.json.len() - 1
     }
+}
+
+/// All of it is UTF-8, or none of it is looked at: cheaper than string by string.
+fn read(json: &[u8]) -> Result<Fields<'_>, BadEvent> {
+    let text = core::str::from_utf8(json).map_err(|error| BadEvent(error.to_string()))?;
+    serde_json::from_str(text).map_err(|error| BadEvent(error.to_string()))
 }
 
 /// Writes a number in digits: a frame has up to three, and the formatter takes longer than the rest of it.

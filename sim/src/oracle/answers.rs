@@ -1,5 +1,6 @@
 //! What clients got: the bytes of one endpoint's answer and no others, an end, and true reasons.
 
+use memchr::memmem;
 use pointsman::flow::failure::Failure;
 
 use crate::faults::Fault;
@@ -64,7 +65,7 @@ pub(crate) fn got(world: &World, client: usize, bytes: &[u8]) {
     if of.status == Some(200) && (text.starts_with(b"{\"error\"") || text.starts_with(b"event: error")) {
         of.error_said = true;
         broken_for_a_reason(&mut state, &world.plan, now, client);
-        if bytes.windows(11).any(|window| window == b"no byte for") {
+        if memmem::find(bytes, b"no byte for").is_some() {
             state.reached(Point::IdleTimedOut);
         }
         return state.reached(Point::BrokeOffInWords);

@@ -5,6 +5,7 @@
 //! Calls tell `Told` as it happens; the judgement waits for the step's end, when it is known whether a call
 //! that was dropped was given up by the router or by a client that left.
 
+use memchr::memmem;
 use pointsman::core::breaker::Health;
 use pointsman::core::slots::EndpointUse;
 
@@ -238,7 +239,7 @@ fn verdict(
 ) -> Result<Verdict, (&'static str, String)> {
     let call = &state.calls[id];
     let nonsense = call.visible.starts_with(b"<") && call.taken > 0;
-    let said_failed = call.visible.windows(18).any(|window| window == b" ran out of memory");
+    let said_failed = memmem::find(&call.visible, b" ran out of memory").is_some();
     let had_everything = call.complete_at.is_some_and(|at| call.taken >= at);
     Ok(match how {
         Closed::Refused(429) => Verdict::Nothing,

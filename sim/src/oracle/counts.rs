@@ -61,23 +61,23 @@ pub(crate) fn after_step(state: &mut State, world: &World, instance: usize) {
 }
 
 /// Checks, when everybody who could do something has done it, that who follows the snapshots has seen the
-/// newest. A paused instance is behind for as long as it is paused.
-pub(crate) fn published(world: &World, paused: &[usize]) {
-    let count = world.state.lock().instances.len();
-    (0..count)
+/// newest. A paused instance is behind for as long as it is paused. Tells whether a promise is broken.
+pub(crate) fn published(world: &World, paused: &[usize]) -> bool {
+    let mut state = world.state.lock();
+    (0..state.instances.len())
         .filter(|instance| !paused.contains(instance))
-        .for_each(|instance| newest_seen(world, instance));
+        .for_each(|instance| newest_seen(&mut state, world.now(), instance));
+    state.broken.is_some()
 }
 
-fn newest_seen(world: &World, instance: usize) {
-    let mut state = world.state.lock();
+fn newest_seen(state: &mut State, now: u64, instance: usize) {
     let of = &state.instances[instance];
     if of.router.is_some() && of.watched != of.newest {
         let why = format!(
             "the last snapshot of instance {instance} that was published is {:?}, now it is {:?}",
             of.watched, of.newest
         );
-        state.break_promise(world.now(), SNAPSHOT_WHOLE, why);
+        state.break_promise(now, SNAPSHOT_WHOLE, why);
     }
 }
 
@@ -319,6 +319,5 @@ pub(crate) fn at_rest(world: &World, instance: usize) {
         let why = format!("{waiting} tokens of instance {instance} still wait to be stored at rest");
         state.break_promise(now, TOKEN_CONSERVATION, why);
     }
-    drop(state);
-    newest_seen(world, instance);
+    newest_seen(&mut state, now, instance);
 }

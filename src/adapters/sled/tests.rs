@@ -495,17 +495,20 @@ async fn a_torn_file_loses_nothing_that_was_settled_without_a_word() {
 async fn an_operation_whose_caller_left_is_still_whole() {
     let (_home, path) = folder();
     let store = SledStore::open(&path).unwrap();
+    let mut left = 0;
     for round in 0..20 {
         let append = store.append(round * 3 + 1, (0..3).map(|n| bytes(&n.to_string())).collect());
         tokio::select! {
             biased;
-            done = append => panic!("done at the first look: {done:?}"),
-            () = std::future::ready(()) => {}
+            // A busy machine may come to the first look when all is over.
+            done = append => done.unwrap(),
+            () = std::future::ready(()) => left += 1,
         }
         // Begun by that one look; the next operation waits its turn behind it.
         while store.bounds().await.unwrap().tip == round * 3 {}
         assert_eq!(store.bounds().await.unwrap().tip, round * 3 + 3);
     }
+    assert!(left > 0, "nobody left before the end");
 }
 
 #[tokio::test]
