@@ -2,7 +2,7 @@
 //! thousand subscribers that never read, and the time from an answer until its event was on the disk and read, in
 //! short windows that take turns. Half-way the crowd moves to the other router, so what sets the two processes
 //! apart cancels out. And in this process, the time to hand events in and until they can be read, a thousand at a
-//! time: one takes less than the clock can tell.
+//! time: one takes less than the clock can tell; and of whole groups on their way through the store.
 
 use std::hint::black_box;
 use std::io;
@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use memchr::memmem;
+use pointsman::adapters::sled::SledStore;
 use pointsman::core::timeline::{Bounds, Limits, Look, Timeline};
+use pointsman::ports::Store as _;
 use pointsman::wire::event::Event;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -43,6 +45,9 @@ const BATCH: usize = 1_000;
 /// Batches in a window of this process: so many that a p99 is not one odd batch, in a tenth of a second or so.
 const PUSHES: usize = 2_000;
 const SIGHTS: usize = 300;
+/// Events in a group that is stored, as many as 5,000 in a second make, and groups in a window.
+const GROUP: usize = 250;
+const GROUPS: usize = 200;
 /// As much as a subscriber holds; see `flow::follow`.
 const STEP: usize = 128;
 
@@ -85,9 +90,12 @@ pub(crate) async fn run(folder: &Path, rounds: usize, report: &mut Report) -> io
         rows(report, &format!("{share} of a request"), "ms", &paired[0]);
         rows(report, &format!("{share} from an answer to its event"), "ms", &paired[1]);
     }
-    let (push, see) = tokio::task::spawn_blocking(move || in_process(2 * rounds * PAIRS)).await?;
+    let pairs = 2 * rounds * PAIRS;
+    let (push, see) = tokio::task::spawn_blocking(move || in_process(pairs)).await?;
     rows(report, &format!("in process, p99 of {BATCH} pushes, each"), "us", &push);
     rows(report, &format!("in process, p99 until {BATCH} are seen, each"), "us", &see);
+    let group = to_the_store(&folder.join("store"), pairs).await?;
+    rows(report, &format!("p99 of a group of {GROUP}, stored and seen"), "ms", &group);
     Ok(())
 }
 
@@ -214,6 +222,55 @@ fn in_process(pairs: usize) -> (Paired, Paired) {
         paired
     };
     (measure(PUSHES, &push), measure(SIGHTS, &see))
+}
+
+/// The p99 of groups of events that are handed in, appended to a store, and read. Stalled subscribers as above.
+async fn to_the_store(folder: &Path, pairs: usize) -> io::Result<Paired> {
+    std::fs::create_dir_all(folder)?;
+    let folder = folder.to_owned();
+    let opened = tokio::task::spawn_blocking(move || SledStore::open(&folder).map_err(io::Error::other));
+    let store = opened.await??;
+    let limits = Limits { ring: 16_384, waiting: 65_536, ring_only: false };
+    let timeline = Arc::new(Timeline::<Arc<Event>>::new(Bounds { floor: 1, tip: 0 }, limits));
+    let group: Vec<_> = (0..GROUP as u64).map(|seq| Arc::new(made::event(1, seq))).collect();
+    let append = async || {
+        let (begun, after) = (Instant::now(), timeline.bounds().tip);
+        let moved = timeline.moved();
+        for event in &group {
+            timeline.push(Arc::clone(event));
+        }
+        let append = timeline.take(usize::MAX, |_| unreachable!("there is room")).expect("they wait");
+        let records = append.events().iter().map(|event| made::encode(1, event)).collect();
+        store.append(append.first(), records).await.map_err(io::Error::other)?;
+        append.durable();
+        moved.await;
+        assert!(matches!(black_box(timeline.read(after, STEP)), Look::Events(_)));
+        io::Result::Ok(micros(begun))
+    };
+    let mut paired = Paired::default();
+    for pair in 0..pairs {
+        let mut p99_ms = [0.0; 2];
+        for stalled in [pair % 2, 1 - pair % 2] {
+            // Something to hold.
+            append().await?;
+            let behind = timeline.bounds().tip - STEP as u64;
+            let held: Vec<_> = (0..stalled * STALLED).map(|_| timeline.read(behind, STEP)).collect();
+            let mut took_us = Vec::with_capacity(GROUPS);
+            for _ in 0..GROUPS {
+                took_us.push(append().await?);
+            }
+            drop(held);
+            p99_ms[stalled] = quantile(&mut took_us, 0.99) / 1e3;
+            // What is kept is no more than a window's.
+            let floor = timeline.bounds().tip;
+            timeline.trim(floor);
+            store.trim(floor).await.map_err(io::Error::other)?;
+        }
+        paired.push(0, p99_ms[0], p99_ms[1]);
+    }
+    // Its last flush blocks.
+    tokio::task::spawn_blocking(move || drop(store)).await?;
+    Ok(paired)
 }
 
 fn micros(begun: Instant) -> u32 {
