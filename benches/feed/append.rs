@@ -173,11 +173,21 @@ fn rows(report: &mut Report, what: &str, unit: &str, paired: &Paired) {
     ));
 }
 
-/// The p99 of batches of pushes, and of batches of events that are pushed, made durable and read; for each event,
-/// in microseconds. A stalled subscriber has read a step of the log, holds it, and never comes again.
-fn in_process(pairs: usize) -> (Paired, Paired) {
+fn timeline() -> Arc<Timeline<Arc<Event>>> {
     let limits = Limits { ring: 16_384, waiting: 65_536, ring_only: false };
-    let timeline = Arc::new(Timeline::<Arc<Event>>::new(Bounds { floor: 1, tip: 0 }, limits));
+    Arc::new(Timeline::new(Bounds { floor: 1, tip: 0 }, limits))
+}
+
+/// What so many stalled subscribers hold: each has read a step of the log, and never comes again.
+fn hold(timeline: &Timeline<Arc<Event>>, count: usize) -> Vec<Look<Arc<Event>>> {
+    let behind = timeline.bounds().tip - STEP as u64;
+    (0..count).map(|_| timeline.read(behind, STEP)).collect()
+}
+
+/// The p99 of batches of pushes, and of batches of events that are pushed, made durable and read; for each event,
+/// in microseconds.
+fn in_process(pairs: usize) -> (Paired, Paired) {
+    let timeline = timeline();
     let settle =
         || timeline.take(usize::MAX, |_| unreachable!("there is room")).expect("they wait").durable();
     let batch: Vec<_> = (0..BATCH as u64).map(|seq| Arc::new(made::event(1, seq))).collect();
@@ -204,8 +214,7 @@ fn in_process(pairs: usize) -> (Paired, Paired) {
         nanos(begun)
     };
     let p99_us = |stalled: usize, batches: usize, work: &dyn Fn(Vec<Arc<Event>>) -> u32| {
-        let behind = timeline.bounds().tip - STEP as u64;
-        let held: Vec<_> = (0..stalled * STALLED).map(|_| timeline.read(behind, STEP)).collect();
+        let held = hold(&timeline, stalled * STALLED);
         let mut took_ns: Vec<u32> = (0..batches).map(|_| work(batch.clone())).collect();
         drop(held);
         quantile(&mut took_ns, 0.99) / BATCH as f64 / 1e3
@@ -224,14 +233,13 @@ fn in_process(pairs: usize) -> (Paired, Paired) {
     (measure(PUSHES, &push), measure(SIGHTS, &see))
 }
 
-/// The p99 of groups of events that are handed in, appended to a store, and read. Stalled subscribers as above.
+/// The p99 of groups of events that are handed in, appended to a store, and read.
 async fn to_the_store(folder: &Path, pairs: usize) -> io::Result<Paired> {
     std::fs::create_dir_all(folder)?;
     let folder = folder.to_owned();
     let opened = tokio::task::spawn_blocking(move || SledStore::open(&folder).map_err(io::Error::other));
     let store = opened.await??;
-    let limits = Limits { ring: 16_384, waiting: 65_536, ring_only: false };
-    let timeline = Arc::new(Timeline::<Arc<Event>>::new(Bounds { floor: 1, tip: 0 }, limits));
+    let timeline = timeline();
     let group: Vec<_> = (0..GROUP as u64).map(|seq| Arc::new(made::event(1, seq))).collect();
     let append = async || {
         let (begun, after) = (Instant::now(), timeline.bounds().tip);
@@ -253,8 +261,7 @@ async fn to_the_store(folder: &Path, pairs: usize) -> io::Result<Paired> {
         for stalled in [pair % 2, 1 - pair % 2] {
             // Something to hold.
             append().await?;
-            let behind = timeline.bounds().tip - STEP as u64;
-            let held: Vec<_> = (0..stalled * STALLED).map(|_| timeline.read(behind, STEP)).collect();
+            let held = hold(&timeline, stalled * STALLED);
             let mut took_us = Vec::with_capacity(GROUPS);
             for _ in 0..GROUPS {
                 took_us.push(append().await?);

@@ -17,7 +17,7 @@ use crate::replay;
 use crate::scenario::{self, Scenario};
 use crate::seeds::{self, Seeds};
 use crate::shrink;
-use crate::streams::{Seed, finish};
+use crate::streams::Seed;
 use crate::timeline;
 use crate::zoo::{self, Detector, Status, Zoo};
 
@@ -212,8 +212,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Hashes { seeds, canary } => {
             let mut text = String::new();
             for seed in (0..).map_while(|index| seeds.get(index)) {
-                // All its bits: a choice between two looks at one of them.
-                let noise = if canary { finish(u64::from(id())) } else { 0 };
+                let noise = if canary { u64::from(id()) } else { 0 };
                 text.push_str(&format!("{seed} {:016x}\n", determinism::hash(seed, noise)));
             }
             (text, true)

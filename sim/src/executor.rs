@@ -88,9 +88,22 @@ impl Timers {
         self.place(key).map(|place| self.waiting.remove(place).waker)
     }
 
+    /// Somebody else waits for it now, perhaps.
+    fn set_waker(&mut self, key: TimerKey, waker: &Waker) {
+        if let Some(place) = self.place(key) {
+            self.waiting[place].waker.clone_from(waker);
+        }
+    }
+
     /// When the first rings.
     fn next(&self) -> Option<u64> {
         self.waiting.last().map(|timer| timer.key.0)
+    }
+
+    /// Those that ring at this time, which is the first's, in the order of registration.
+    fn ring(&mut self, at: u64) -> impl Iterator<Item = Waker> {
+        let count = self.waiting.iter().rev().take_while(|timer| timer.key.0 == at).count();
+        self.waiting.drain(self.waiting.len() - count..).rev().map(|timer| timer.waker)
     }
 }
 
@@ -190,11 +203,7 @@ impl Future for Sleep {
             return Poll::Ready(());
         }
         match this.registered {
-            Some(key) => {
-                if let Some(place) = schedule.timers.place(key) {
-                    schedule.timers.waiting[place].waker.clone_from(cx.waker());
-                }
-            }
+            Some(key) => schedule.timers.set_waker(key, cx.waker()),
             None => this.registered = Some(schedule.timers.insert(this.at, cx.waker().clone())),
         }
         Poll::Pending
@@ -367,9 +376,7 @@ impl Executor {
                 return Step::Idle;
             };
             self.handle.now.store(next, Ordering::Relaxed);
-            let waiting = &mut schedule.timers.waiting;
-            let ring = waiting.iter().rev().take_while(|timer| timer.key.0 == next).count();
-            due.extend(waiting.drain(waiting.len() - ring..).rev().map(|timer| timer.waker));
+            due.extend(schedule.timers.ring(next));
         }
         due.drain(..).for_each(Waker::wake);
         self.due = due;
