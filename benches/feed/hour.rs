@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::crowd::{Over, open};
-use crate::load::{Load, get};
+use crate::load::{Load, get, metric};
 use crate::median::median;
 use crate::proc::resident_kib;
 use crate::process::{Process, backend, yaml};
@@ -104,9 +104,7 @@ pub(crate) async fn run(folder: &Path, secs: Option<f64>, report: &mut Report) -
     crowd.shutdown().await;
     let (_, bounds) = get(router.address, "/api/events/bounds").await?;
     let bounds: serde_json::Value = serde_json::from_slice(&bounds)?;
-    let (_, metrics) = get(router.address, "/metrics").await?;
-    let metrics = String::from_utf8_lossy(&metrics);
-    let delivered = metrics.lines().find_map(|line| line.strip_prefix("pointsman_events_delivered_total "));
+    let delivered = metric(router.address, "pointsman_events_delivered_total").await?;
     let is_whole = scale >= 1.0;
     rows(report, &resident, is_whole);
     let trimmed = bounds["floor"].as_f64().unwrap_or_default() - 1.0;
@@ -118,7 +116,7 @@ pub(crate) async fn run(folder: &Path, secs: Option<f64>, report: &mut Report) -
         "hour: {requests} requests in {:.0} s, {kept} events kept; {SUBSCRIBERS} subscribers were given {} events \
          ({:.0} MiB) over {connections} connections, and told {gone} times that something is no longer kept",
         took.as_secs_f64(),
-        delivered.unwrap_or("an unknown number of"),
+        delivered,
         bytes as f64 / f64::from(1 << 20),
     ));
     let series: Vec<_> = resident.iter().map(|mib| format!("{mib:.0}")).collect();

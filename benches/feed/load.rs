@@ -119,6 +119,14 @@ pub(crate) async fn tip(address: SocketAddr) -> io::Result<u64> {
     bounds["tip"].as_u64().ok_or_else(|| io::Error::other(format!("no bounds: {bounds}")))
 }
 
+/// A number among its metrics, without labels.
+pub(crate) async fn metric(address: SocketAddr, name: &str) -> io::Result<u64> {
+    let (_, metrics) = get(address, "/metrics").await?;
+    let metrics = String::from_utf8_lossy(&metrics);
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim_start().parse().ok());
+    value.ok_or_else(|| io::Error::other(format!("no metric {name}")))
+}
+
 async fn answer(stream: &mut TcpStream) -> io::Result<(u16, Vec<u8>)> {
     let mut inbox = Vec::with_capacity(2048);
     loop {

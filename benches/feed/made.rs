@@ -32,11 +32,7 @@ pub(crate) async fn log(folder: &Path, events: u64) -> io::Result<()> {
 
 /// Starts and ends of requests in turn. A stored record is the latest time and the JSON; see `flow::log`.
 fn record(now_ms: u64, seq: u64) -> Bytes {
-    encode(now_ms, &event(now_ms, seq))
-}
-
-/// The record of an event.
-pub(crate) fn encode(now_ms: u64, event: &Event) -> Bytes {
+    let event = event(now_ms, seq);
     let mut bytes = BytesMut::with_capacity(8 + event.json.len());
     bytes.put_u64_le(now_ms);
     bytes.put_slice(&event.json);

@@ -49,15 +49,15 @@ cargo bench --bench feed -- [OPTIONS] [PARTS]
 
   --secs S        length of a measured window in seconds; `crash` runs ten times as long, and `hour` has so
                   much traffic in each of its 60 minutes (all of it unless said). Not for `append`
-  --rounds N      windows for each condition, interleaved; `append` has 40 pairs of windows of 400 requests for each
+  --rounds N      windows for each condition, interleaved; `append` has 200 pairs of 400 requests each for every one
   --seed N        of the subscribers of `crash`; without it, another every time
   --record FILE   put what is printed into this document, between its marker lines
 
 Parts, all unless some are named: frames, append, replay, idle, refused, hour, crash.
 
-`append` compares p99s with and without stalled subscribers in pairs of neighbouring windows and judges by the
-whole 95% interval of the median ratio: `not resolved` says that it lies on both sides of the target, and asks
-for more rounds.
+`append` has those with and without stalled subscribers take turns of ten requests, compares the p99s of all and
+judges by the whole 95% interval of their ratio: `not resolved` says that it lies on both sides of the target,
+and asks for more rounds.
 
 `hour` replays 360,000 requests, 100 for each second of an hour, as fast as the machine takes them (minutes, not
 an hour), before 200 subscribers of whom a quarter is slow and a quarter leaves and comes back. The log keeps

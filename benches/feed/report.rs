@@ -62,7 +62,7 @@ impl Report {
             Change { least: best, .. } if best > most => "missed",
             _ => "not resolved",
         };
-        let (value, target) = (short(change.median), format!("<= {}", short(most)));
+        let (value, target) = (short(change.middle), format!("<= {}", short(most)));
         self.say(&format!("{part:<8} {what:<56} {value:>12} {:<9} {target:>11} {verdict}", "%"));
     }
 
