@@ -29,8 +29,10 @@ const EVENT_MAX: Duration = Duration::from_secs(10);
 /// The times of requests, and from their answers to their events, in so many pairs for each half.
 pub(super) async fn measure(folder: &Path, pairs: usize) -> io::Result<[Paired; 2]> {
     let backend = backend(["m"])?;
-    // Each event is a group of its own: no pause between groups that would hide what one takes.
-    let more = "event_log: each\nper_ip_limit: 0\nper_ip_connections: 0\nsubscriber_stall_secs: 3600\n";
+    // Each event is a group of its own: no pause between groups that would hide what one takes. And nobody is cut
+    // off, as a subscriber or as a connection.
+    let more = "event_log: each\nper_ip_limit: 0\nper_ip_connections: 0\nsubscriber_stall_secs: 36000\n\
+                idle_timeout_secs: 72000\n";
     let (mut routers, mut users) = (Vec::new(), Vec::new());
     for name in ["one", "other"] {
         let folder = folder.join(name);
