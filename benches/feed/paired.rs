@@ -63,14 +63,9 @@ impl Paired {
     /// Compares the values below which this share of all samples lies. The ratio is the halves' geometric mean;
     /// how far it may be off is found by drawing whole pairs again, whose samples share what the machine did.
     pub(crate) fn compare(&self, share: f64) -> Compared {
-        let [without, with] = [0, 1].map(|side| {
-            let mut all: Vec<u32> =
-                self.halves.iter().flatten().flat_map(|pair| pair[side].clone()).collect();
-            quantile(&mut all, share)
-        });
         let halves = self.halves.each_ref().map(|pairs| [0, 1].map(|side| Side::new(pairs, side)));
         // With how often each pair of each half was drawn.
-        let change = |drawn: &[Vec<u64>; 2]| {
+        let change = |drawn: &[Vec<usize>; 2]| {
             let logs = halves.iter().zip(drawn).map(|(sides, drawn)| {
                 let [without, with] = sides.each_ref().map(|side| side.quantile(drawn, share));
                 (with / without).ln()
@@ -90,6 +85,11 @@ impl Paired {
         let outside = ((1.0 - CONFIDENCE) / 2.0 * RESAMPLES as f64) as usize;
         let (least, most) = (found[outside], found[RESAMPLES - 1 - outside]);
         let middle = change(&self.halves.each_ref().map(|pairs| vec![1; pairs.len()]));
+        let [without, with] = [0, 1].map(|side| {
+            let mut all: Vec<u32> =
+                self.halves.iter().flatten().flat_map(|pair| &pair[side]).copied().collect();
+            quantile(&mut all, share)
+        });
         Compared { without, with, change: Change { middle, least, most } }
     }
 }
@@ -99,17 +99,19 @@ struct Side(Vec<(u32, usize)>);
 
 impl Side {
     fn new(pairs: &[Pair], side: usize) -> Side {
-        let of =
-            |(index, pair): (usize, &Pair)| pair[side].iter().map(move |value| (*value, index)).collect();
-        let mut all: Vec<_> = pairs.iter().enumerate().flat_map::<Vec<_>, _>(of).collect();
+        let mut all = Vec::new();
+        for (index, pair) in pairs.iter().enumerate() {
+            all.extend(pair[side].iter().map(|value| (*value, index)));
+        }
         all.sort_unstable_by(|one, other| other.cmp(one));
         Side(all)
     }
 
-    /// The value below which this share of the samples lies, each counted as often as its pair was drawn.
-    fn quantile(&self, drawn: &[u64], share: f64) -> f64 {
-        let all: u64 = self.0.iter().map(|(_, pair)| drawn[*pair]).sum();
-        let mut above = all - ((all as f64 * share) as u64).min(all.saturating_sub(1));
+    /// The value below which this share of the samples lies, each counted as often as its pair was drawn. As many
+    /// are drawn as there are, all of one size.
+    fn quantile(&self, drawn: &[usize], share: f64) -> f64 {
+        let all = self.0.len();
+        let mut above = all - ((all as f64 * share) as usize).min(all.saturating_sub(1));
         for (value, pair) in &self.0 {
             above = above.saturating_sub(drawn[*pair]);
             if above == 0 {
